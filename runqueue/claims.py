@@ -1,0 +1,258 @@
+"""The owner's verbs: claiming runs, and reporting what became of them.
+
+Matching happens here, claiming in SQL: a runner decides once for each distinct demand text
+whether it serves it, and claims by the texts that it serves.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final
+
+from runqueue import demands, moves, statements
+from runqueue.database import Store
+from runqueue.demands import Capabilities
+from runqueue.errors import IllegalMove, RunNotFound, StaleClaim
+from runqueue.models import Run
+from runqueue.states import Actor, Status
+
+LOOK_AROUND: Final = 1.0
+"""Seconds after which also a busy runner looks for demand texts that it has not seen."""
+
+
+class Matcher:
+    """Which demand texts a runner serves, decided once for each."""
+
+    def __init__(self, capabilities: Capabilities) -> None:
+        self._capabilities = capabilities
+        self._decided: dict[str, bool] = {}
+        self._served = "[]"
+        self._looked_at: float | None = None
+        self.is_idle = True
+        """Whether the last claim found nothing."""
+
+    def look(self, store: Store, moment: float) -> bool:
+        """Decide on the texts that wait now; return whether there is one to serve.
+
+        Texts that no longer wait are forgotten, so that memory follows the backlog and not the
+        history. `moment` is monotonic.
+        """
+        texts = [row[0] for row in store.run(statements.DEMAND_TEXTS)]
+        known = self._decided
+        self._decided = {
+            text: known[text] if text in known else self._serves(text) for text in texts
+        }
+        self._served = json.dumps([text for text, serves in self._decided.items() if serves])
+        self._looked_at = moment
+        return self._served != "[]"
+
+    def claim(self, store: Store, runner_id: str, *, now: str, moment: float) -> Run | None:
+        """Take the first ready run that the runner serves."""
+        if self._looked_at is None or moment - self._looked_at >= LOOK_AROUND:
+            self.look(store, moment)
+        rows = self._take(store, runner_id, now)
+        if not rows and self.look(store, moment):
+            rows = self._take(store, runner_id, now)
+        self.is_idle = not rows
+        return Run.from_row(rows[0], statements.CLAIM_COLUMNS) if rows else None
+
+    def _take(self, store: Store, runner_id: str, now: str) -> list[tuple[Any, ...]]:
+        return store.run(statements.CLAIM, texts=self._served, runner_id=runner_id, now=now)
+
+    def _serves(self, text: str) -> bool:
+        try:
+            return not demands.unmet(demands.parse(text), self._capabilities)
+        except ValueError:
+            return False  # a row that somebody wrote by hand must not end the loop
+
+
+def claim_many(
+    store: Store, matcher: Matcher, runner_id: str, limit: int, *, now: str, moment: float
+) -> list[Run]:
+    """Take up to `limit` runs in one transaction; an empty list when there is none to serve."""
+    # Looking takes no write lock, so that idle runners do not stand in anybody's way.
+    if matcher.is_idle and not matcher.look(store, moment):
+        return []
+    runs: list[Run] = []
+    with store.transaction():
+        while len(runs) < limit:
+            run = matcher.claim(store, runner_id, now=now, moment=moment)
+            if run is None:
+                break
+            moves.record(
+                store, run.run_id, Status.CLAIMED, now=now, actor=Actor.RUNNER, detail=runner_id
+            )
+            runs.append(run)
+    return runs
+
+
+class Claim:
+    """One claim of one run: the right to execute it, until it is reported or lost.
+
+    Every report raises StaleClaim once the run belongs to somebody else or has ended: stop
+    working then, and do not retry.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run: Run,
+        place: Capabilities,
+        clock_text: Callable[[], str],
+        ended: Callable[[Claim], None],
+    ) -> None:
+        self._store = store
+        self._place = place
+        self._now = clock_text
+        self._ended = ended
+        self.run = run
+        """The run as it was claimed."""
+        self.fence: Final = moves.Fence(run.run_id, str(run.runner_id), str(run.claimed_at))
+        self.is_over = False
+        """Whether a report was accepted, or the claim found to be lost."""
+        self._is_started = False
+        self._to_end = threading.Event()
+        self._on_stop: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        """Report that execution begins; binds the session to this runner's place."""
+        with self._store.transaction():
+            now = self._now()
+            session_id = self._report("start", now)
+            start_session(self._store, session_id, self._place, now)
+        self._is_started = True
+
+    def on_stop(self, callback: Callable[[], None]) -> None:
+        """Call back, from another thread, as soon as `stop_requested` becomes true."""
+        self._on_stop = callback
+        if self._to_end.is_set():
+            callback()
+
+    def notify_stop(self) -> None:
+        """Tell whoever executes the run to end it; for the runner, who watches for stops."""
+        if not self._to_end.is_set():
+            self._to_end.set()
+            if self._on_stop is not None:
+                self._on_stop()
+
+    def start_if_needed(self) -> None:
+        """Start, unless it was started or a stop was requested first."""
+        if not self._is_started:
+            with suppress(IllegalMove):
+                self.start()
+
+    def complete(self, result: str | None = None) -> None:
+        """Report success and the result."""
+        self._end("complete", result=_storable(result))
+
+    def fail(self, error: str) -> None:
+        """Report failure and why."""
+        self._end("fail", error=_storable(error))
+
+    def confirm_stop(self) -> None:
+        """Report that the agent's processes are gone, after a stop was requested."""
+        self._end("confirm")
+
+    def release(self) -> None:
+        """Give back a run that was not started."""
+        self._end("release")
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the agent should be ended: a stop was requested, or the claim was lost."""
+        if self._to_end.is_set():
+            return True
+        rows = self._store.run(statements.RUN_STATE, run_id=self.fence.run_id)
+        if not rows:
+            return True
+        status, runner_id, claimed_at = rows[0][:3]
+        is_owner = (runner_id, claimed_at) == (self.fence.runner_id, self.fence.claimed_at)
+        return not is_owner or status not in (Status.CLAIMED.value, Status.RUNNING.value)
+
+    def __enter__(self) -> Run:
+        self.start()
+        return self.run
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Complete, fail with the exception, or confirm a stop; what was reported stays."""
+        if self.is_over:
+            return
+        if error is None:
+            self._confirm_or(lambda: self.complete())
+        else:
+            reason = str(error).strip()
+            text = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+            try:
+                self._confirm_or(lambda: self.fail(text))
+            except (StaleClaim, RunNotFound) as refusal:
+                raise refusal from error
+
+    def _confirm_or(self, report: Callable[[], None]) -> None:
+        rows = self._store.run(statements.RUN_STATE, run_id=self.fence.run_id)
+        if rows and rows[0][0] == Status.STOPPING.value:
+            self.confirm_stop()
+        else:
+            report()
+
+    def _end(self, name: str, **values: Any) -> None:
+        self._report(name, self._now(), **values)
+        self.is_over = True
+        self._ended(self)
+
+    def _report(self, name: str, now: str, **values: Any) -> str:
+        try:
+            return moves.make_owned(self._store, name, self.fence, now=now, **values)
+        except (StaleClaim, RunNotFound):
+            self.is_over = True
+            self._ended(self)
+            raise
+
+
+def finish_many(store: Store, finished: Iterable[tuple[Claim, str | None]]) -> list[Claim]:
+    """Complete claims in one transaction, starting those that were not started.
+
+    Returns the claims that were refused, because they were lost; the others are completed.
+    """
+    refused = []
+    with store.transaction():
+        for claim, result in finished:
+            try:
+                claim.start_if_needed()
+                claim.complete(result)
+            except (StaleClaim, RunNotFound):
+                refused.append(claim)
+    return refused
+
+
+def start_session(store: Store, session_id: str, place: Capabilities, now: str) -> None:
+    """Bind a session to the place of the runner that starts its first run.
+
+    Runs that were enqueued before they could inherit the home get it now.
+    """
+    store.change(statements.RESUME_SESSION, session_id=session_id, now=now)
+    home = {key: place.of(key) for key in demands.PLACE}
+    if not store.run(statements.BIND_SESSION, session_id=session_id, **home):
+        return
+    wanted = {key: value for key, value in home.items() if value}
+    for run_id, text in store.run(statements.PENDING_OF_SESSION, session_id=session_id):
+        try:
+            merged = demands.canonical(demands.merge(wanted, demands.parse(text)))
+        except ValueError:  # contradicts the home, or was malformed: `why` says so
+            continue
+        store.change(statements.SET_DEMANDS, run_id=run_id, demands=merged)
+
+
+def _storable(text: str | None) -> str | None:
+    """Return what an agent said with the characters replaced that a database cannot store."""
+    if text is None:
+        return None
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

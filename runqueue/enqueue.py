@@ -1,0 +1,261 @@
+"""Making runs: checking what a caller asks for, and inserting it whole.
+
+A run is inserted with its demands in one statement, so that no runner ever sees it without
+them; its session, the run and their event are one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from runqueue import clock, ids, moves, settings, statements
+from runqueue import demands as matching
+from runqueue.database import Store
+from runqueue.errors import IllegalMove, InvalidRun, RunNotFound, SessionNotFound
+from runqueue.models import COLUMNS, Run, Session
+from runqueue.states import TERMINAL, Actor, ExecutionMode, RunType, Status
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller wants to have run, checked."""
+
+    prompt: str
+    session_id: str | None = None
+    agent_name: str | None = None
+    project_dir: str | None = None
+    parent_session_id: str | None = None
+    execution_mode: str = ExecutionMode.SYNC.value
+    demands: matching.Demands = field(default_factory=dict)
+    timeout: float | None = None
+    priority: int = 0
+    run_id: str | None = None
+
+
+def check(
+    prompt: str,
+    *,
+    session_id: str | None = None,
+    agent_name: str | None = None,
+    project_dir: str | None = None,
+    parent_session_id: str | None = None,
+    execution_mode: str = ExecutionMode.SYNC.value,
+    demands: Any = None,
+    timeout: float | None = None,
+    priority: int = 0,
+    run_id: str | None = None,
+    max_prompt: int = settings.MAX_PROMPT,
+) -> Request:
+    """Return the request. Raises InvalidRun, in one sentence, for what cannot become a run."""
+    _check_prompt(prompt, max_prompt)
+    if execution_mode not in {mode.value for mode in ExecutionMode}:
+        modes = ", ".join(mode.value for mode in ExecutionMode)
+        raise InvalidRun(f"unknown execution mode {str(execution_mode)[:40]!r}; use {modes}")
+    wanted = matching.validate(demands)
+    if timeout is None:
+        timeout = settings.DEMANDS_TIMEOUT if wanted else None
+    elif not clock.is_duration(timeout):
+        raise InvalidRun("the timeout must be a number of seconds that is not negative")
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 2**31:
+        raise InvalidRun("the priority must be a whole number below 2,147,483,648")
+    return Request(
+        prompt=prompt,
+        session_id=_optional(session_id, "the session id"),
+        agent_name=_optional(agent_name, "the agent's name"),
+        project_dir=_optional(project_dir, "the project directory"),
+        parent_session_id=_optional(parent_session_id, "the parent session's id"),
+        execution_mode=ExecutionMode(execution_mode).value,
+        demands=wanted,
+        timeout=timeout,
+        priority=priority,
+        run_id=None if run_id is None else ids.check_run_id(run_id),
+    )
+
+
+def check_mapping(request: Mapping[str, Any], max_prompt: int) -> Request:
+    """Return the request that a mapping of the keywords of `check` describes."""
+    if not isinstance(request, Mapping) or "prompt" not in request:
+        raise InvalidRun("every run to enqueue must be a mapping with a prompt")
+    unknown = set(request) - {field.name for field in fields(Request)}
+    if unknown:
+        raise InvalidRun(f"unknown keyword {sorted(map(str, unknown))[0][:40]!r} of a run")
+    return check(**{**request, "max_prompt": max_prompt})
+
+
+def _check_prompt(prompt: object, limit: int) -> None:
+    if not isinstance(prompt, str):
+        raise InvalidRun(f"the prompt must be a string, not {type(prompt).__name__}")
+    if not prompt:
+        raise InvalidRun("the prompt is empty")
+    # A character is at least a byte: a giant is refused before it is copied to be measured.
+    if len(prompt) > limit or (
+        matching.check_text(prompt, "the prompt") and len(prompt.encode()) > limit
+    ):
+        raise InvalidRun(f"the prompt is over the limit of {limit:,} bytes")
+
+
+def _optional(value: object, what: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise InvalidRun(f"{what} must be a string, not {type(value).__name__}")
+    matching.check_text(value, what)
+    if len(value) > settings.MAX_FIELD:
+        raise InvalidRun(f"{what} is over the limit of {settings.MAX_FIELD:,} characters")
+    return value
+
+
+def add(store: Store, request: Request, *, now: str, actor: Actor = Actor.CALLER) -> Run:
+    """Insert a run, and the session that it starts unless it resumes one.
+
+    The same run_id with the same content returns the run that is there already. Raises
+    SessionNotFound, or InvalidRun for another content under the same run_id.
+    """
+    with store.transaction():
+        if request.run_id is not None and (found := find(store, request.run_id)) is not None:
+            return _same(found, request)
+        if request.parent_session_id is not None:
+            session_of(store, request.parent_session_id)
+        session_id = request.session_id
+        if session_id is None:
+            session_id = _add_session(store, request, now)
+            return _insert(store, request, session_id, RunType.START_SESSION, now, actor)
+        request = _inherit(request, session_of(store, session_id))
+        return _insert(store, request, session_id, RunType.RESUME_SESSION, now, actor)
+
+
+def retry(store: Store, run_id: str, *, now: str, actor: Actor) -> Run:
+    """Insert a new run with the content of one that has ended, in the same session.
+
+    Raises RunNotFound, or IllegalMove for a run that has not ended.
+    """
+    with store.transaction():
+        old = find(store, run_id)
+        if old is None:
+            raise RunNotFound(f"run {run_id} does not exist")
+        if old.status not in TERMINAL:
+            raise IllegalMove(f"run {run_id} is {old.status}; only one that has ended is retried")
+        timeout = clock.seconds_between(old.created_at, old.timeout_at) if old.timeout_at else None
+        request = Request(
+            prompt=old.prompt,
+            session_id=old.session_id,
+            agent_name=old.agent_name,
+            project_dir=old.project_dir,
+            parent_session_id=old.parent_session_id,
+            execution_mode=old.execution_mode,
+            demands=matching.parse(old.demands),
+            timeout=timeout,
+            priority=old.priority,
+        )
+        # A session that no runner ever started has nothing to resume.
+        was_started = store.run(statements.WAS_STARTED, session_id=old.session_id)
+        kind = RunType.RESUME_SESSION if was_started else RunType.START_SESSION
+        request = _inherit(request, session_of(store, old.session_id))
+        return _insert(store, request, old.session_id, kind, now, actor, f"retry of {run_id}")
+
+
+def find(store: Store, run_id: str) -> Run | None:
+    rows = store.run(statements.GET_RUN, key=run_id)
+    return Run.from_row(rows[0]) if rows else None
+
+
+def session_of(store: Store, session_id: str) -> Session:
+    rows = store.run(statements.GET_SESSION, key=session_id)
+    if not rows:
+        raise SessionNotFound(f"session {session_id[:40]} does not exist")
+    return Session.from_row(rows[0])
+
+
+def _same(found: Run, request: Request) -> Run:
+    """Return the run that is there, if it is what the request asks for."""
+    resumes = request.session_id is not None
+    given = {
+        "session_id": request.session_id or found.session_id,
+        "type": (RunType.RESUME_SESSION if resumes else RunType.START_SESSION).value,
+        "agent_name": request.agent_name or (found.agent_name if resumes else None),
+        "project_dir": request.project_dir or (found.project_dir if resumes else None),
+        "parent_session_id": request.parent_session_id,
+        "execution_mode": request.execution_mode,
+        "prompt": request.prompt,
+        "priority": request.priority,
+        "timeout_at": _timeout_at(request, found.created_at),
+    }
+    different = [name for name, value in given.items() if getattr(found, name) != value]
+    # The session's home may have been added to the demands; what was asked for must be there.
+    had = matching.parse(found.demands)
+    if any(had.get(key) != value for key, value in request.demands.items()):
+        different.append("demands")
+    if different:
+        raise InvalidRun(
+            f"run {found.run_id} exists already with another {' and '.join(different)}"
+        )
+    return found
+
+
+def _timeout_at(request: Request, created_at: str) -> str | None:
+    return None if request.timeout is None else clock.shift(created_at, request.timeout)
+
+
+def _inherit(request: Request, session: Session) -> Request:
+    """Return the request with what a run takes over from the session that it resumes."""
+    return Request(
+        **{
+            **vars(request),
+            "agent_name": request.agent_name or session.agent_name,
+            "project_dir": request.project_dir or session.project_dir,
+            "demands": matching.merge(session.home(), request.demands),
+        }
+    )
+
+
+def _add_session(store: Store, request: Request, now: str) -> str:
+    while True:
+        session_id = ids.new_session_id()
+        added = store.change(
+            statements.INSERT_SESSION,
+            session_id=session_id,
+            created_at=now,
+            agent_name=request.agent_name,
+            project_dir=request.project_dir,
+            parent_session_id=request.parent_session_id,
+            execution_mode=request.execution_mode,
+        )
+        if added:  # else 48 random bits have met an id that exists
+            return session_id
+
+
+def _insert(
+    store: Store,
+    request: Request,
+    session_id: str,
+    kind: RunType,
+    now: str,
+    actor: Actor,
+    detail: str | None = None,
+) -> Run:
+    values: dict[str, Any] = {
+        "run_id": request.run_id or ids.new_run_id(),
+        "session_id": session_id,
+        "type": kind.value,
+        "agent_name": request.agent_name,
+        "prompt": request.prompt,
+        "project_dir": request.project_dir,
+        "parent_session_id": request.parent_session_id,
+        "execution_mode": request.execution_mode,
+        "demands": matching.canonical(request.demands) if request.demands else None,
+        "created_at": now,
+        "timeout_at": _timeout_at(request, now),
+        "priority": request.priority,
+    }
+    while not store.change(statements.INSERT_RUN, **values):
+        if request.run_id is not None and (found := find(store, request.run_id)) is not None:
+            return _same(found, request)
+        values["run_id"] = ids.new_run_id()
+    run_id = values["run_id"]
+    moves.record(store, run_id, Status.PENDING, now=now, actor=actor, detail=detail)
+    values |= {"session": session_id, "status": Status.PENDING}
+    # `waiting` is the triggers' to decide and is not known here.
+    known = [name for name in COLUMNS[Run] if name != "waiting"]
+    return Run.from_row([values.get(name) for name in known], known)

@@ -1,0 +1,110 @@
+"""Making one move of one run: the guarded update, its event, and the typed refusal."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from runqueue import statements
+from runqueue.database import Store
+from runqueue.errors import IllegalMove, RunNotFound, RunqueueError, StaleClaim
+from runqueue.states import MOVES, TERMINAL, Actor, Status
+
+_PARTICIPLES: Final = {"stop": "stopped", "cancel": "cancelled", "confirm": "confirmed stopped"}
+
+
+class Fence(NamedTuple):
+    """What proves that a caller owns a run: this claim of it, not an earlier or later one."""
+
+    run_id: str
+    runner_id: str
+    claimed_at: str
+
+
+def record(
+    store: Store, run_id: str, status: Status, *, now: str, actor: Actor, detail: str | None = None
+) -> None:
+    """Add an event to a run's history, in the transaction of the move that it records."""
+    store.change(
+        statements.INSERT_EVENT,
+        run_id=run_id,
+        at=now,
+        status=status.value,
+        actor=actor.value,
+        detail=detail,
+    )
+
+
+def make_owned(
+    store: Store, name: str, fence: Fence, *, now: str, detail: str | None = None, **values: Any
+) -> str:
+    """Make an owner's move; return the session's id.
+
+    A move that this very claim has made already is repeated without effect, for its first
+    answer may have been lost. Raises RunNotFound, StaleClaim or IllegalMove.
+    """
+    with store.transaction():
+        statement = statements.OWNER_MOVES[name]
+        if rows := store.run(statement, now=now, **fence._asdict(), **values):
+            status = MOVES[name].target
+            record(store, fence.run_id, status, now=now, actor=Actor.RUNNER, detail=detail)
+            return str(rows[0][0])
+        return _repeated_or_refused(store, name, fence, values)
+
+
+def _repeated_or_refused(store: Store, name: str, fence: Fence, values: dict[str, Any]) -> str:
+    rows = store.run(statements.RUN_STATE, run_id=fence.run_id)
+    if not rows:
+        raise RunNotFound(f"run {fence.run_id} does not exist any more")
+    status, runner_id, claimed_at, result, error, session_id = rows[0]
+    is_owner = (runner_id, claimed_at) == (fence.runner_id, fence.claimed_at)
+    # The daemon's verdicts carry another error than the owner's, so they are not mistaken.
+    reported = (values.get("result"), values.get("error"))
+    if is_owner and status == MOVES[name].target.value and (result, error) == reported:
+        return str(session_id)
+    if not is_owner or status in {terminal.value for terminal in TERMINAL}:
+        raise StaleClaim(
+            f"runner {fence.runner_id} no longer owns run {fence.run_id}, which is {status}; "
+            "stop working on it"
+        )
+    raise _illegal(name, fence.run_id, status)
+
+
+def make_free(
+    store: Store, name: str, run_id: str, *, now: str, actor: Actor, detail: str | None = None
+) -> None:
+    """Make a move that needs no claim. Raises RunNotFound or IllegalMove."""
+    with store.transaction():
+        if store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
+            record(store, run_id, MOVES[name].target, now=now, actor=actor, detail=detail)
+            return
+        raise _refused(store, name, run_id)
+
+
+def stop_or_cancel(
+    store: Store, run_id: str, *, now: str, actor: Actor, reason: str | None = None
+) -> None:
+    """Ask the owner of a run to stop it, or cancel it if nobody owns it yet.
+
+    Asking again is harmless. Raises RunNotFound, or IllegalMove for a run that has ended.
+    """
+    with store.transaction():
+        for name in ("stop", "cancel"):
+            if store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
+                record(store, run_id, MOVES[name].target, now=now, actor=actor, detail=reason)
+                return
+        rows = store.run(statements.RUN_STATE, run_id=run_id)
+        if not rows or rows[0][0] != Status.STOPPING.value:
+            raise _refused(store, "stop", run_id)
+
+
+def _refused(store: Store, name: str, run_id: str) -> RunqueueError:
+    rows = store.run(statements.RUN_STATE, run_id=run_id)
+    if not rows:
+        return RunNotFound(f"run {run_id} does not exist")
+    return _illegal(name, run_id, rows[0][0])
+
+
+def _illegal(name: str, run_id: str, status: str) -> IllegalMove:
+    sources = " or ".join(source.value for source in Status if source in MOVES[name].sources)
+    done = _PARTICIPLES.get(name, name.rstrip("e") + "ed")
+    return IllegalMove(f"run {run_id} is {status}; only one that is {sources} can be {done}")

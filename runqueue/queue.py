@@ -1,0 +1,280 @@
+"""The queue as its callers see it: every verb, on one database."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+import peewee
+
+from runqueue import clock, enqueue, moves, reading, retention, schema, sweeper, why
+from runqueue.database import Store, open_store
+from runqueue.enqueue import Request
+from runqueue.errors import RunNotFound, WaitTimeout
+from runqueue.models import Event, Run, Session
+from runqueue.runner import Runner
+from runqueue.settings import BUSY_TIMEOUT, Settings, default_url
+from runqueue.states import Actor, Status
+from runqueue.sweeper import Sweep
+from runqueue.wake import Bell, Watch
+from runqueue.why import Explanation
+
+LOOK_AGAIN = 5.0
+"""Seconds after which `wait` asks even though nothing was seen to change."""
+
+
+def connect(
+    url: str | peewee.Database | None = None,
+    *,
+    settings: Settings | None = None,
+    clock: clock.Clock = clock.system_clock,
+    busy_timeout: float = BUSY_TIMEOUT,
+    upgrade: bool = True,
+) -> Queue:
+    """Open a queue, creating or upgrading its schema.
+
+    `url` is `sqlite:///PATH`, or your own Peewee database, whose transactions the verbs then
+    join; None means $RUNQUEUE_DB, else the default place. `busy_timeout` is how many seconds
+    to wait for other writers. Raises ConfigurationError when the database cannot be used.
+    """
+    store = open_store(default_url() if url is None else url, busy_timeout=busy_timeout)
+    try:
+        if upgrade:
+            schema.upgrade(store)
+    except BaseException:
+        store.close()
+        raise
+    return Queue(store, settings or Settings(), clock)
+
+
+class Queue:
+    """A durable queue of runs; may be used by any number of threads and processes."""
+
+    def __init__(self, store: Store, settings: Settings, clock_: clock.Clock) -> None:
+        self.store = store
+        self.settings = settings
+        self._clock = clock_
+        self._bell = Bell()
+
+    @property
+    def database(self) -> peewee.Database:
+        """The Peewee database: a transaction of yours on it is joined by every verb."""
+        return self.store.database
+
+    def now(self) -> str:
+        """Return the queue's time, as it is stored."""
+        return clock.to_text(self._clock())
+
+    def close(self) -> None:
+        """Close this thread's connection; the queue opens a new one when it is used again."""
+        self.store.close()
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def enqueue(
+        self,
+        prompt: str,
+        *,
+        session_id: str | None = None,
+        agent_name: str | None = None,
+        project_dir: str | None = None,
+        parent_session_id: str | None = None,
+        execution_mode: str = "sync",
+        demands: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        run_id: str | None = None,
+    ) -> Run:
+        """Add a run that starts a new session, or resumes `session_id`; durable on return.
+
+        `timeout` is in seconds: a run that no runner has claimed by then fails. It defaults to
+        300 for a run with demands and to none otherwise. The same `run_id` with the same
+        content is accepted again and adds nothing. Raises InvalidRun or SessionNotFound.
+        """
+        request = enqueue.check(
+            prompt,
+            session_id=session_id,
+            agent_name=agent_name,
+            project_dir=project_dir,
+            parent_session_id=parent_session_id,
+            execution_mode=execution_mode,
+            demands=demands,
+            timeout=timeout,
+            priority=priority,
+            run_id=run_id,
+            max_prompt=self.settings.max_prompt,
+        )
+        return self._add([request])[0]
+
+    def enqueue_many(self, requests: Iterable[Mapping[str, Any]]) -> list[Run]:
+        """Add many runs in one transaction: all of them, or none.
+
+        Each request is a mapping of the keywords of `enqueue`, `prompt` among them.
+        """
+        checked = [enqueue.check_mapping(request, self.settings.max_prompt) for request in requests]
+        return self._add(checked)
+
+    def _add(self, requests: list[Request]) -> list[Run]:
+        with self.store.transaction():
+            now = self.now()
+            runs = [enqueue.add(self.store, request, now=now) for request in requests]
+        self._bell.ring()
+        return runs
+
+    def get(self, run_id: str) -> Run:
+        """Return a run. Raises RunNotFound."""
+        run = enqueue.find(self.store, run_id)
+        if run is None:
+            raise RunNotFound(f"run {run_id[:40]} does not exist")
+        return run
+
+    def find(
+        self,
+        *,
+        status: str | Status | Iterable[str] | None = None,
+        session_id: str | None = None,
+        runner_id: str | None = None,
+        agent_name: str | None = None,
+        limit: int | None = None,
+    ) -> list[Run]:
+        """Return the runs that match all that is given, the newest first."""
+        return reading.find(
+            self.store,
+            status=status,
+            session_id=session_id,
+            runner_id=runner_id,
+            agent_name=agent_name,
+            limit=limit,
+        )
+
+    def session(self, session_id: str) -> Session:
+        """Return a session. Raises SessionNotFound."""
+        return enqueue.session_of(self.store, session_id)
+
+    def session_status(self, session_id: str) -> str:
+        """Return a session's status, derived from its runs; `empty` when it has none."""
+        self.session(session_id)
+        return reading.session_status(self.store, session_id)
+
+    def timeline(self, run_id: str) -> list[Event]:
+        """Return what happened to a run, the oldest first. Raises RunNotFound."""
+        return reading.timeline(self.store, self.get(run_id))
+
+    def why(self, run_id: str) -> Explanation:
+        """Explain why a run is in its status. Raises RunNotFound."""
+        return why.explain(self.store, run_id, now=self.now())
+
+    def wait(self, run_id: str, timeout: float | None = None) -> Run:
+        """Wait until a run has ended and return it.
+
+        Raises RunNotFound, or WaitTimeout after `timeout` seconds; the run itself goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        watch = Watch(self.store, self._bell)
+        while True:
+            if reading.status(self.store, run_id).is_terminal:
+                return self.get(run_id)
+            left = LOOK_AGAIN if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeout(f"run {run_id} had not ended after {timeout:g} s")
+            watch.wait(min(left, LOOK_AGAIN))
+
+    def stop(self, run_id: str, *, reason: str | None = None, actor: Actor = Actor.CALLER) -> Run:
+        """Ask for a run to be stopped; one that nobody owns yet is cancelled.
+
+        Asking again is harmless. Raises RunNotFound, or IllegalMove when it has ended.
+        """
+        moves.stop_or_cancel(self.store, run_id, now=self.now(), actor=actor, reason=reason)
+        self._bell.ring()
+        return self.get(run_id)
+
+    def cancel(self, run_id: str, *, reason: str | None = None, actor: Actor = Actor.CALLER) -> Run:
+        """End a run that nobody owns yet. Raises RunNotFound, or IllegalMove for any other."""
+        moves.make_free(self.store, "cancel", run_id, now=self.now(), actor=actor, detail=reason)
+        self._bell.ring()
+        return self.get(run_id)
+
+    def release(
+        self, run_id: str, *, reason: str | None = None, actor: Actor = Actor.OPERATOR
+    ) -> Run:
+        """Give a claimed run back to be claimed again. Raises RunNotFound or IllegalMove."""
+        moves.make_free(self.store, "release", run_id, now=self.now(), actor=actor, detail=reason)
+        self._bell.ring()
+        return self.get(run_id)
+
+    def retry(self, run_id: str, *, actor: Actor = Actor.CALLER) -> Run:
+        """Add a new run with the content of one that has ended, in the same session.
+
+        Raises RunNotFound, or IllegalMove for a run that has not ended.
+        """
+        run = enqueue.retry(self.store, run_id, now=self.now(), actor=actor)
+        self._bell.ring()
+        return run
+
+    def sweep(self, now: datetime | str | None = None) -> Sweep:
+        """Do one tick of the daemon: expire, settle, lose and release what is due."""
+        if now is None:
+            moment = self.now()
+        else:
+            moment = clock.to_text(clock.from_text(now) if isinstance(now, str) else now)
+        swept = sweeper.sweep(self.store, self.settings, now=moment)
+        if swept:
+            self._bell.ring()
+        return swept
+
+    def prune(self, older_than: float) -> int:
+        """Delete runs that ended more than `older_than` seconds ago; return how many.
+
+        Sessions that have no runs left go with them.
+        """
+        return retention.prune(self.store, clock.shift(self.now(), -older_than))
+
+    def delete_session(self, session_id: str, *, force: bool = False) -> int:
+        """Delete a session with its runs; return how many runs went.
+
+        Raises SessionNotFound, or IllegalMove when a run is active and `force` is not given;
+        with it, the owner learns by its next report that the run is gone, and ends the agent.
+        """
+        deleted = retention.delete_session(self.store, session_id, force=force)
+        self._bell.ring()
+        return deleted
+
+    def runner(
+        self,
+        runner_id: str | None = None,
+        *,
+        hostname: str | None = None,
+        project_dir: str | None = None,
+        executor_type: str | None = None,
+        tags: Iterable[str] = (),
+        properties: Mapping[str, Any] | None = None,
+    ) -> Runner:
+        """Return a runner with these capabilities, to be entered as a context.
+
+        `hostname` defaults to this host's. Raises InvalidRun for capabilities that cannot be
+        stored; entering raises RunnerConflict when a live runner has the id.
+        """
+        return Runner(
+            self.store,
+            self._clock,
+            self._bell,
+            self.settings,
+            runner_id=runner_id,
+            hostname=hostname,
+            project_dir=project_dir,
+            executor_type=executor_type,
+            tags=tags,
+            properties=properties,
+        )

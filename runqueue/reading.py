@@ -1,0 +1,191 @@
+"""Looking at runs, sessions and runners without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from peewee import SQL, fn
+
+from runqueue import clock, statements
+from runqueue.database import Store
+from runqueue.errors import InvalidRun, RunNotFound
+from runqueue.models import COLUMNS, Event, Run, Runner, Session
+from runqueue.states import ACTIVE, TERMINAL, Status
+
+SUMMARY = tuple(
+    name for name in COLUMNS[Run] if name not in ("prompt", "result", "error", "waiting")
+)
+"""What a list shows: reading a prompt of 200 kB costs more than all the rest."""
+
+
+class Current(NamedTuple):
+    """A run's status, cheaply read."""
+
+    status: str
+    is_terminal: bool
+
+
+def status(store: Store, run_id: str) -> Current:
+    """Return a run's status. Raises RunNotFound."""
+    rows = store.run(statements.RUN_STATUS, run_id=run_id)
+    if not rows:
+        raise RunNotFound(f"run {run_id[:40]} does not exist")
+    value = rows[0][0]
+    return Current(value, value in {terminal.value for terminal in TERMINAL})
+
+
+def find(
+    store: Store,
+    *,
+    status: str | Status | Iterable[str] | None = None,
+    session_id: str | None = None,
+    runner_id: str | None = None,
+    agent_name: str | None = None,
+    limit: int | None = None,
+    columns: Sequence[str] | None = None,
+) -> list[Run]:
+    """Return the runs that match all that is given, the newest first.
+
+    Raises InvalidRun for a status that does not exist.
+    """
+    names = tuple(columns or COLUMNS[Run])
+    query = Run.select(*(getattr(Run, name) for name in names))
+    if status is not None:
+        query = query.where(Run.status.in_(_statuses(status)))
+    for column, value in (
+        (Run.session, session_id),
+        (Run.runner_id, runner_id),
+        (Run.agent_name, agent_name),
+    ):
+        if value is not None:
+            query = query.where(column == value)
+    query = query.order_by(Run.created_at.desc(), Run.run_id.desc())
+    if limit is not None:
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+            raise InvalidRun("the limit must be a whole number that is not negative")
+        query = query.limit(limit)
+    return [Run.from_row(row, names) for row in store.query(query)]
+
+
+def _statuses(status: str | Status | Iterable[str]) -> list[str]:
+    given = [status] if isinstance(status, str) else list(status)
+    known = {known.value for known in Status}
+    for one in given:
+        if str(one) not in known:
+            raise InvalidRun(
+                f"unknown status {str(one)[:40]!r}; use {', '.join(s.value for s in Status)}"
+            )
+    return [Status(one).value for one in given]
+
+
+def timeline(store: Store, run: Run) -> list[Event]:
+    """Return a run's events, completed with what others wrote without recording it.
+
+    What only the row knows has the actor `sql`, and no time when the row has none.
+    """
+    events = Event.from_rows(store.run(statements.EVENTS, run_id=run.run_id))
+    if not events or events[0].status != Status.PENDING:
+        events.insert(0, _unrecorded(run, Status.PENDING, run.created_at))
+    if events[-1].status != run.status:
+        at = run.completed_at if run.is_terminal else None
+        events.append(_unrecorded(run, run.status, at))
+    return events
+
+
+def _unrecorded(run: Run, status: Status, at: str | None) -> Event:
+    columns = ("run", "at", "status", "actor", "detail")
+    return Event.from_row((run.run_id, at, status, "sql", None), columns)
+
+
+def session_status(store: Store, session_id: str) -> str:
+    """Return the active run's status, else pending, else how the latest run ended."""
+    found = {
+        Status(status): latest
+        for status, _, latest in store.run(statements.STATUSES_OF_SESSION, session_id=session_id)
+    }
+    for status in found:
+        if status in ACTIVE:
+            return status.value
+    if Status.PENDING in found:
+        return Status.PENDING.value
+    return max(found, key=lambda status: found[status]).value if found else "empty"
+
+
+class SessionSummary(NamedTuple):
+    """A session, its status, and how many runs it has."""
+
+    session: Session
+    status: str
+    runs: int
+
+
+def sessions(store: Store, limit: int | None = None) -> list[SessionSummary]:
+    """Return sessions, the newest first."""
+    query = Session.select(*_session_fields()).order_by(
+        Session.created_at.desc(), Session.session_id.desc()
+    )
+    rows = store.query(query if limit is None else query.limit(limit))
+    found = [Session.from_row(row) for row in rows]
+    return [summary_of(store, session) for session in found]
+
+
+def summary_of(store: Store, session: Session) -> SessionSummary:
+    """Return a session with what its runs say about it."""
+    counts = store.run(statements.STATUSES_OF_SESSION, session_id=session.session_id)
+    return SessionSummary(
+        session, session_status(store, session.session_id), sum(row[1] for row in counts)
+    )
+
+
+def _session_fields() -> list[Any]:
+    return [getattr(Session, name) for name in COLUMNS[Session]]
+
+
+class RunnerSummary(NamedTuple):
+    """A runner, whether it is alive, and how many runs it owns."""
+
+    runner: Runner
+    is_alive: bool
+    active: int
+
+
+def runners(store: Store, *, now: str, runner_id: str | None = None) -> list[RunnerSummary]:
+    """Return all registered runners, or the one of this id, dead ones too."""
+    active = Run.select(fn.COUNT(SQL("*"))).where(
+        Run.runner_id == Runner.runner_id, Run.status.in_([s.value for s in ACTIVE])
+    )
+    fields = [getattr(Runner, name) for name in COLUMNS[Runner]]
+    query = Runner.select(*fields, active).order_by(Runner.runner_id)
+    if runner_id is not None:
+        query = query.where(Runner.runner_id == runner_id)
+    found = []
+    for *row, count in store.query(query):
+        runner = Runner.from_row(row)
+        found.append(RunnerSummary(runner, runner.lease_until > now, count))
+    return found
+
+
+class Overview(NamedTuple):
+    """The queue at a glance."""
+
+    runs: dict[str, int]
+    oldest_pending_seconds: float | None
+    runners: int
+    dead_runners: int
+    daemons: int
+
+
+def overview(store: Store, *, now: str) -> Overview:
+    """Return counts by status (all seven), the age of the oldest pending run, who is alive."""
+    counts = dict(store.run(statements.COUNTS))
+    oldest = store.run(statements.OLDEST_PENDING)[0][0]
+    registered = runners(store, now=now)
+    alive = sum(one.is_alive for one in registered)
+    return Overview(
+        {status.value: counts.get(status.value, 0) for status in Status},
+        None if oldest is None else max(0.0, clock.seconds_between(oldest, now)),
+        alive,
+        len(registered) - alive,
+        len(store.run(statements.LIVE_DAEMONS, now=now)),
+    )

@@ -1,0 +1,76 @@
+"""Letting go of what is over: pruning finished runs, deleting sessions and runners."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from runqueue import enqueue, statements, sweeper
+from runqueue.database import Store
+from runqueue.errors import IllegalMove, RunnerConflict, RunnerNotFound
+from runqueue.models import Runner
+from runqueue.states import Actor
+
+BATCH: Final = 200
+"""Rows deleted in one transaction, some 3 ms: a claim never waits longer for a prune."""
+
+
+def prune_batch(store: Store, before: str, limit: int = BATCH) -> int:
+    """Delete up to `limit` runs that ended before a time; return how many."""
+    with store.transaction():
+        rows = store.run(statements.PRUNE, before=before, limit=limit)
+        for session_id in {row[0] for row in rows}:
+            store.change(statements.DELETE_EMPTY_SESSION, session_id=session_id)
+        return len(rows)
+
+
+def prune(store: Store, before: str) -> int:
+    """Delete all runs that ended before a time, batch by batch; return how many."""
+    pruned = 0
+    while (batch := prune_batch(store, before)) > 0:
+        pruned += batch
+    return pruned
+
+
+def delete_session(store: Store, session_id: str, *, force: bool) -> int:
+    """Delete a session with its runs. Raises SessionNotFound or IllegalMove."""
+    with store.transaction():
+        enqueue.session_of(store, session_id)
+        for run_id, status, _ in store.run(statements.ACTIVE_OF_SESSION, session_id=session_id):
+            if not force:
+                raise IllegalMove(
+                    f"session {session_id} has a run that is {status}, {run_id}; stop it first"
+                )
+        counts = store.run(statements.STATUSES_OF_SESSION, session_id=session_id)
+        store.change(statements.DELETE_SESSION, session_id=session_id)
+        return int(sum(row[1] for row in counts))
+
+
+def drain_runner(store: Store, runner_id: str) -> None:
+    """Ask a runner to claim nothing more and end when its runs have. Raises RunnerNotFound."""
+    with store.transaction():
+        if not store.change(statements.DRAIN_RUNNER, runner_id=runner_id):
+            raise RunnerNotFound(f"runner {runner_id[:128]} is not registered")
+
+
+def remove_runner(store: Store, runner_id: str, *, now: str, force: bool) -> sweeper.Sweep:
+    """Forget a runner and resolve its runs.
+
+    Raises RunnerNotFound, or RunnerConflict for one that is alive unless `force` is given; such
+    a runner learns of it by its next heartbeat, and ends its agents.
+    """
+    with store.transaction():
+        rows = store.run(statements.GET_RUNNER, key=runner_id)
+        if not rows:
+            raise RunnerNotFound(f"runner {runner_id[:128]} is not registered")
+        runner = Runner.from_row(rows[0])
+        if runner.lease_until > now and not force:
+            raise RunnerConflict(f"runner {runner_id} is alive; drain it first")
+        resolved = sweeper.rescue_runner(
+            store,
+            runner_id,
+            now=now,
+            actor=Actor.OPERATOR,
+            reason=f"runner {runner_id} was removed",
+        )
+        store.change(statements.DELETE_RUNNER, runner_id=runner_id, incarnation=runner.incarnation)
+        return resolved

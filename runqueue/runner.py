@@ -1,0 +1,374 @@
+"""A runner: registered, beating, and claiming what it can serve.
+
+The lease is the runner's, not the run's: one heartbeat, in a thread of its own, from the first
+claim until the last report, says that everything it holds is alive. A second thread watches
+for stops while there is something to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Final
+
+from runqueue import claims, clock, demands, incarnation, statements, sweeper
+from runqueue.claims import Claim
+from runqueue.database import Store
+from runqueue.demands import Capabilities
+from runqueue.errors import InvalidRun, RunnerConflict, StorageError
+from runqueue.models import Runner as RunnerRow
+from runqueue.settings import BEATS_PER_LEASE, Settings
+from runqueue.states import Actor, Status
+from runqueue.wake import Bell, Watch
+
+log = logging.getLogger("runqueue.runner")
+
+LOOK_AGAIN: Final = 5.0
+"""Seconds after which a waiting claim asks even though nothing was seen to change."""
+STOP_GAP: Final = 0.005
+"""Seconds between two looks for stops: a busy database changes thousands of times a second."""
+BACK_OFF: Final = (0.1, 5.0)
+"""Shortest and longest pause, in seconds, of the claim loop while the database is away."""
+
+
+class Runner:
+    """A process that claims runs, as a context: registered on entry, gone on exit."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock_: clock.Clock,
+        bell: Bell,
+        config: Settings,
+        *,
+        runner_id: str | None = None,
+        hostname: str | None = None,
+        project_dir: str | None = None,
+        executor_type: str | None = None,
+        tags: Iterable[str] = (),
+        properties: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._store = store
+        self._clock = clock_
+        self._bell = bell
+        self._lease = config.lease
+        self.hostname = hostname or socket.gethostname()
+        self.runner_id = _runner_id(runner_id, self.hostname)
+        self.capabilities = _capabilities(
+            self.hostname, project_dir, executor_type, tags, properties
+        )
+        self.incarnation = incarnation.current()
+        self._matcher = claims.Matcher(self.capabilities)
+        self._lock = threading.Lock()
+        self._held: dict[str, Claim] = {}
+        self._holds = threading.Event()
+        self._draining = threading.Event()
+        self._closed = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._beaten_at = 0.0
+        self.is_open = False
+
+    def __enter__(self) -> Runner:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Register and begin to beat.
+
+        A predecessor with the same id that is dead is taken over: its runs are resolved by the
+        rules, not adopted. Raises RunnerConflict when it may be alive.
+        """
+        if self.is_open:
+            return
+        self._register()
+        self.is_open = True
+        self._beaten_at = time.monotonic()
+        for name, target in (("heartbeat", self._beat_on), ("stops", self._watch_stops)):
+            thread = threading.Thread(target=target, name=f"runqueue-{name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def close(self) -> None:
+        """Resolve what was not reported, sign off, and stop beating."""
+        if not self.is_open:
+            return
+        self.drain()
+        self._closed.set()
+        self._holds.set()
+        for thread in self._threads:
+            thread.join()
+        self.is_open = False
+        with self._store.transaction():
+            if self._row() is not None:
+                self._give_up(f"runner {self.runner_id} ended without reporting")
+                self._store.change(
+                    statements.DELETE_RUNNER,
+                    runner_id=self.runner_id,
+                    incarnation=self.incarnation,
+                )
+
+    def drain(self) -> None:
+        """Claim nothing more; a waiting claim returns at once, and the claim loop ends."""
+        self._draining.set()
+        self._bell.ring()
+
+    @property
+    def is_draining(self) -> bool:
+        return self._draining.is_set()
+
+    @property
+    def held(self) -> list[Claim]:
+        """The claims that were not reported yet."""
+        with self._lock:
+            return list(self._held.values())
+
+    def claim(self, timeout: float = 30.0) -> Claim | None:
+        """Claim one run, waiting for it at most `timeout` seconds."""
+        taken = self.claim_many(1, timeout)
+        return taken[0] if taken else None
+
+    def claim_many(self, limit: int, timeout: float = 0.0) -> list[Claim]:
+        """Claim up to `limit` runs in one transaction, waiting at most `timeout` seconds.
+
+        Returns as soon as there is one, or an empty list; also when the runner is draining.
+        """
+        if limit < 1 or not clock.is_duration(timeout):
+            raise InvalidRun("claim at least one run, and wait for zero seconds or more")
+        self.open()
+        deadline = time.monotonic() + timeout
+        watch = None
+        while not self._draining.is_set():
+            if watch is None and timeout > 0:
+                watch = Watch(self._store, self._bell)  # before asking, to miss nothing
+            if taken := self._take(limit):
+                return taken
+            left = deadline - time.monotonic()
+            if left <= 0 or watch is None:
+                break
+            watch.wait(min(left, LOOK_AGAIN))
+        return []
+
+    def finish_many(self, finished: Iterable[tuple[Claim, str | None]]) -> list[Claim]:
+        """Complete claims in one transaction; return those that were refused as lost."""
+        return claims.finish_many(self._store, finished)
+
+    def __iter__(self) -> Iterator[Claim]:
+        """Yield one claim after another until the runner drains; survives a lost database."""
+        pause = BACK_OFF[0]
+        while not self._draining.is_set():
+            try:
+                claim = self.claim(timeout=LOOK_AGAIN)
+            except StorageError as error:
+                if not error.retryable:
+                    raise
+                log.warning("runner %s: %s", self.runner_id, error)
+                self._draining.wait(random.uniform(BACK_OFF[0], pause))
+                pause = min(2 * pause, BACK_OFF[1])
+                continue
+            pause = BACK_OFF[0]
+            if claim is not None:
+                yield claim
+
+    def _take(self, limit: int) -> list[Claim]:
+        runs = claims.claim_many(
+            self._store,
+            self._matcher,
+            self.runner_id,
+            limit,
+            now=self._now(),
+            moment=time.monotonic(),
+        )
+        taken = [
+            Claim(self._store, run, self.capabilities, self._now, self._forget) for run in runs
+        ]
+        with self._lock:
+            self._held.update({claim.fence.run_id: claim for claim in taken})
+            if self._held:
+                self._holds.set()
+        return taken
+
+    def _forget(self, claim: Claim) -> None:
+        with self._lock:
+            if self._held.get(claim.fence.run_id) is claim:
+                del self._held[claim.fence.run_id]
+            if not self._held and not self._closed.is_set():
+                self._holds.clear()
+        self._bell.ring()
+
+    def _now(self) -> str:
+        return clock.to_text(self._clock())
+
+    def _row(self) -> tuple[str, str] | None:
+        rows = self._store.run(
+            statements.RUNNER_STATE, runner_id=self.runner_id, incarnation=self.incarnation
+        )
+        return rows[0] if rows else None
+
+    def _register(self) -> None:
+        with self._store.transaction():
+            now = self._now()
+            values = {
+                "runner_id": self.runner_id,
+                "incarnation": self.incarnation,
+                **{key: getattr(self.capabilities, key) for key in demands.PLACE},
+                "tags": json.dumps(sorted(self.capabilities.tags)),
+                "properties": demands.canonical(self.capabilities.properties),
+                "registered_at": now,
+                "heartbeat_at": now,
+                "lease_until": clock.shift(now, self._agreed_lease(now)),
+            }
+            if self._store.change(statements.INSERT_RUNNER, **values):
+                return
+            found = RunnerRow.from_row(
+                self._store.run(statements.GET_RUNNER, key=self.runner_id)[0]
+            )
+            if found.lease_until > now and not incarnation.is_dead(found.incarnation):
+                raise RunnerConflict(
+                    f"runner {self.runner_id} is alive on {found.hostname}; "
+                    "stop it first, or choose another id"
+                )
+            self._give_up(f"runner {self.runner_id} was restarted")
+            self._store.change(statements.TAKE_OVER, **values)
+
+    def _agreed_lease(self, now: str) -> float:
+        """The lease that the living daemons want, else this runner's own setting."""
+        wanted = self._store.run(statements.LEASE_WANTED, now=now)[0][0]
+        if wanted:
+            self._lease = float(wanted)
+        return self._lease
+
+    def _give_up(self, reason: str) -> None:
+        sweeper.rescue_runner(
+            self._store, self.runner_id, now=self._now(), actor=Actor.RUNNER, reason=reason
+        )
+
+    def _beat_on(self) -> None:
+        failing = False
+        try:
+            while not self._closed.wait(self._pause(failing)):
+                try:
+                    self._beat()
+                    if failing:
+                        log.warning("runner %s: the heartbeat is back", self.runner_id)
+                    failing = False
+                except StorageError as error:
+                    # A failed beat says nothing about ownership; only the lease's end does.
+                    if not failing:
+                        log.warning("runner %s: no heartbeat: %s", self.runner_id, error)
+                    failing = True
+                    if time.monotonic() - self._beaten_at > self._lease:
+                        self._end_agents()
+        finally:
+            self._store.close()
+
+    def _pause(self, failing: bool) -> float:
+        return min(1.0, self._lease / 10) if failing else self._lease / BEATS_PER_LEASE
+
+    def _beat(self) -> None:
+        sent = time.monotonic()
+        with self._store.transaction():
+            now = self._now()
+            row = self._row()
+            if row is None:
+                log.error("runner %s was removed or replaced; it ends", self.runner_id)
+                self.drain()
+                self._end_agents()
+                return
+            state, lease_until = row
+            if lease_until <= now:
+                # Others may have taken what it held; what they did not take yet must not be
+                # revived by this beat, for the agents are being ended.
+                log.warning("runner %s was silent for longer than its lease", self.runner_id)
+                self._end_agents()
+                self._give_up(f"runner {self.runner_id} was silent for longer than its lease")
+            self._store.change(
+                statements.BEAT,
+                now=now,
+                lease_until=clock.shift(now, self._agreed_lease(now)),
+                runner_id=self.runner_id,
+                incarnation=self.incarnation,
+            )
+        self._beaten_at = sent
+        if state == "draining" and not self._draining.is_set():
+            log.info("runner %s drains, as asked", self.runner_id)
+            self.drain()
+
+    def _end_agents(self) -> None:
+        for claim in self.held:
+            claim.notify_stop()
+
+    def _watch_stops(self) -> None:
+        try:
+            watch = Watch(self._store, self._bell)
+            while not self._closed.is_set():
+                if not self._holds.wait(LOOK_AGAIN):
+                    continue
+                try:
+                    self._notify_stops()
+                    self._closed.wait(STOP_GAP)
+                    watch.wait(LOOK_AGAIN)
+                except StorageError:
+                    self._closed.wait(BACK_OFF[0])
+        finally:
+            self._store.close()
+
+    def _notify_stops(self) -> None:
+        held = self.held  # before asking: a claim taken meanwhile is not missing, only new
+        if not held:
+            return
+        owned = {
+            (run_id, claimed_at): status
+            for run_id, claimed_at, status in self._store.run(
+                statements.OWNED, runner_id=self.runner_id
+            )
+        }
+        for claim in held:
+            status = owned.get((claim.fence.run_id, claim.fence.claimed_at))
+            if not claim.is_over and status in (None, Status.STOPPING.value):
+                claim.notify_stop()
+
+
+def _runner_id(runner_id: str | None, hostname: str) -> str:
+    if runner_id is None:
+        return f"{hostname}-{os.getpid()}-{secrets.token_hex(2)}"
+    if not isinstance(runner_id, str) or not runner_id:
+        raise InvalidRun("the runner id must be a non-empty string")
+    demands.check_name(runner_id, "the runner id")
+    return runner_id
+
+
+def _capabilities(
+    hostname: str,
+    project_dir: str | None,
+    executor_type: str | None,
+    tags: Iterable[str],
+    properties: Mapping[str, Any] | None,
+) -> Capabilities:
+    if isinstance(tags, str):
+        raise InvalidRun("a runner's tags must be a list of strings, not one string")
+    names = list(tags)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise InvalidRun("every tag of a runner must be a non-empty string")
+        demands.check_name(name, "a tag of the runner")
+    try:
+        demands.check_text(demands.canonical(properties or {}), "a property of the runner")
+    except (TypeError, ValueError) as error:
+        raise InvalidRun(f"the runner's properties are not JSON: {error}") from None
+    return Capabilities(hostname, project_dir, executor_type, frozenset(names), properties or {})

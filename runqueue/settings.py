@@ -1,0 +1,101 @@
+"""Defaults, limits, and where settings come from: option, then RUNQUEUE_*, then the file.
+
+One KEY=VALUE file serves systemd (`EnvironmentFile=`) and the commands, so that an operator's
+`runqueue list` looks at the daemon's database without being told.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from runqueue.errors import ConfigurationError
+
+INTERVAL: Final = 1.0
+"""Seconds between two sweeps."""
+LEASE: Final = 30.0
+"""Seconds without a heartbeat after which a runner is dead."""
+BEATS_PER_LEASE: Final = 3
+"""A runner beats every LEASE / 3 seconds: two beats may fail before its runs are taken."""
+STOP_GRACE: Final = 10.0
+"""Seconds between SIGTERM and SIGKILL, and those that the daemon waits for the owner's word."""
+STOP_ALLOWANCE: Final = 1.0
+"""Seconds that the daemon adds to the grace of a live owner, who kills only when it is over and
+must then reap and report; without them every stubborn agent's stop would be only presumed."""
+START_DEADLINE: Final = 60.0
+"""Seconds after which a claim that was never started goes back to pending."""
+DEMANDS_TIMEOUT: Final = 300.0
+"""Seconds until timeout_at for a run with demands of its own, when the caller names none."""
+KEEP: Final = 30 * 86_400.0
+"""Seconds for which finished runs are kept."""
+BUSY_TIMEOUT: Final = 10.0
+"""Seconds to wait for another writer before StorageBusy."""
+MAX_PROMPT: Final = 1_048_576
+"""Limit of a prompt in bytes of UTF-8."""
+MAX_FIELD: Final = 4_096
+"""Limit of any other text that a caller gives, in characters."""
+
+ENV_FILE: Final = "/etc/runqueue/runqueue.env"
+
+_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The times, in seconds, that a queue's runners and sweeps go by."""
+
+    lease: float = LEASE
+    stop_grace: float = STOP_GRACE
+    start_deadline: float = START_DEADLINE
+    max_prompt: int = MAX_PROMPT
+
+
+def default_url(environ: MutableMapping[str, str] | None = None) -> str:
+    """Return $RUNQUEUE_DB, else the database in this user's state directory."""
+    environ = os.environ if environ is None else environ
+    if url := environ.get("RUNQUEUE_DB"):
+        return url
+    state = environ.get("XDG_STATE_HOME") or str(Path("~/.local/state").expanduser())
+    return f"sqlite:///{state}/runqueue/runqueue.db"
+
+
+def load_env_file(environ: MutableMapping[str, str] | None = None) -> None:
+    """Set the RUNQUEUE_* names of the settings file that the environment does not hold yet.
+
+    The file is $RUNQUEUE_ENV_FILE, which must then exist, else /etc/runqueue/runqueue.env if
+    it is there. Raises ConfigurationError when it cannot be read or a line is no KEY=VALUE.
+    """
+    environ = os.environ if environ is None else environ
+    named = environ.get("RUNQUEUE_ENV_FILE")
+    path = Path(named or ENV_FILE)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        if named:
+            raise ConfigurationError(f"the settings file {path} does not exist") from None
+        return
+    except PermissionError:
+        # The service's file may hold a password and be closed to this user, who then names
+        # a database of their own.
+        if named:
+            raise ConfigurationError(f"the settings file {path} may not be read") from None
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(f"the settings file {path} cannot be read: {reason}") from None
+    for number, line in enumerate(lines, 1):
+        line = line.strip()
+        if not line or line[0] in "#;":
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ConfigurationError(f"line {number} of {path} is not KEY=VALUE")
+        name, value = match[1], match[2].strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        if name.startswith("RUNQUEUE_"):
+            environ.setdefault(name, value)

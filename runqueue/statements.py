@@ -1,0 +1,478 @@
+"""Every statement of the hot path, as a Peewee expression with holes, compiled once.
+
+A status is assigned in `_move` alone, and always with the guard that `MOVES` gives it: the rows
+that the statement returns are the verdict. Statuses stand in the SQL as literals, for neither
+planner uses a partial index when its condition is a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from peewee import SQL, Select, Value, fn
+
+from runqueue.database import Hole, Statement
+from runqueue.models import Daemon, Event, Row, Run, Runner, Session
+from runqueue.states import ACTIVE, MOVES, TERMINAL, Status
+
+
+def hole(name: str) -> Value:
+    """A value that each call gives by this name."""
+    return Value(Hole(name), converter=False)
+
+
+def literal(value: str) -> SQL:
+    return SQL(f"'{value}'")
+
+
+def _is_one_of(column: Any, statuses: Iterable[Status]) -> Any:
+    # In the order of the enum, as the partial indexes spell it.
+    wanted = set(statuses)
+    return column.in_([literal(status) for status in Status if status in wanted])
+
+
+def demand_text(run: Any) -> Any:
+    """The demands of a run as one comparable text: the key of the index of ready runs."""
+    return fn.COALESCE(run.demands, SQL("''"))
+
+
+def insert(model: type[Row], *columns: str) -> Statement:
+    """INSERT a row of these columns, each from the hole of its name."""
+    fields = {column.name: column for column in model._meta.sorted_fields}
+
+    def build() -> Any:
+        values = {fields[name]: hole(fields[name].column_name) for name in columns}
+        # Not Model.insert: it would add the defaults of columns that are not named.
+        return model._meta.table.insert(
+            {field.column: value for field, value in values.items()}
+        ).on_conflict(action="nothing")
+
+    return Statement(build)
+
+
+def get(model: type[Row]) -> Statement:
+    """SELECT one row by its primary key, hole `key`."""
+    return Statement(lambda: model.select().where(model._meta.primary_key == hole("key")))
+
+
+INSERT_SESSION: Final = insert(
+    Session,
+    *("session_id", "created_at", "agent_name", "project_dir", "parent_session", "execution_mode"),
+)
+INSERT_RUN: Final = insert(
+    Run,
+    *("run_id", "session", "type", "agent_name", "prompt", "project_dir", "parent_session_id"),
+    *("execution_mode", "demands", "created_at", "timeout_at", "priority"),
+)
+INSERT_EVENT: Final = insert(Event, "run", "at", "status", "actor", "detail")
+INSERT_RUNNER: Final = insert(
+    Runner,
+    *("runner_id", "incarnation", "hostname", "project_dir", "executor_type", "tags"),
+    *("properties", "registered_at", "heartbeat_at", "lease_until"),
+)
+INSERT_DAEMON: Final = insert(
+    Daemon, "daemon_id", "hostname", "started_at", "tick_at", "alive_until", "lease"
+)
+
+GET_RUN: Final = get(Run)
+GET_SESSION: Final = get(Session)
+GET_RUNNER: Final = get(Runner)
+
+RUN_STATE: Final = Statement(
+    lambda: Run.select(
+        Run.status, Run.runner_id, Run.claimed_at, Run.result, Run.error, Run.session
+    ).where(Run.run_id == hole("run_id"))
+)
+RUN_STATUS: Final = Statement(lambda: Run.select(Run.status).where(Run.run_id == hole("run_id")))
+EVENTS: Final = Statement(
+    lambda: Event.select().where(Event.run == hole("run_id")).order_by(Event.event_id)
+)
+
+
+def _move(name: str, where: Any, *returning: Any, **sets: Any) -> Any:
+    """The guarded UPDATE of one move: the only place that assigns a status."""
+    move = MOVES[name]
+    values: dict[Any, Any] = {Run.status: literal(move.target)}
+    if move.stamp:
+        values[getattr(Run, move.stamp)] = hole("now")
+    values.update({getattr(Run, column): value for column, value in sets.items()})
+    return (
+        Run.update(values)
+        .where(_is_one_of(Run.status, move.sources), where)
+        .returning(*(returning or (Run.run_id,)))
+    )
+
+
+def _by_anyone(name: str, **sets: Any) -> Statement:
+    return Statement(lambda: _move(name, Run.run_id == hole("run_id"), Run.session, **sets))
+
+
+def _by_owner(name: str, **sets: Any) -> Statement:
+    def build() -> Any:
+        fence = (Run.runner_id == hole("runner_id")) & (Run.claimed_at == hole("claimed_at"))
+        return _move(name, (Run.run_id == hole("run_id")) & fence, Run.session, **sets)
+
+    return Statement(build)
+
+
+_UNOWNED: Final = {"runner_id": None, "claimed_at": None}
+
+OWNER_MOVES: Final = {
+    "start": _by_owner("start"),
+    "complete": _by_owner("complete", result=hole("result")),
+    "fail": _by_owner("fail", error=hole("error")),
+    "confirm": _by_owner("confirm"),
+    "release": _by_owner("release", **_UNOWNED),
+}
+FREE_MOVES: Final = {
+    "stop": _by_anyone("stop"),
+    "cancel": _by_anyone("cancel"),
+    "release": _by_anyone("release", **_UNOWNED),
+}
+
+
+def _is_ready(run: Any) -> Any:
+    return (
+        (run.status == literal(Status.PENDING))
+        & (run.waiting == SQL("0"))
+        & ((run.timeout_at > hole("now")) | run.timeout_at.is_null())
+    )
+
+
+def _claim() -> Any:
+    """Take the first ready run among those whose demand text is listed in `texts`.
+
+    One seek of the index of ready runs per text finds the oldest of each, and the best of
+    those is taken: the cost does not depend on how many runs wait, or for whom. It compares
+    with `=`, for PostgreSQL may execute `IN (SELECT .. LIMIT 1)` once per row.
+    """
+    text = fn.json_each(hole("texts")).alias("text")
+    run, best = Run.alias("run"), Run.alias("best")
+    oldest = (
+        run.select(run.run_id)
+        .where(_is_ready(run), demand_text(run) == SQL("text.value"))
+        .order_by(run.priority.desc(), run.created_at, run.run_id)
+        .limit(SQL("1"))
+    )
+    pick = (
+        Select((text,), (best.run_id,))
+        .join(best, on=(best.run_id == oldest))
+        .order_by(best.priority.desc(), best.created_at, best.run_id)
+        .limit(SQL("1"))
+    )
+    columns = [field for field in Run._meta.sorted_fields if field.name != "result"]
+    return _move("claim", Run.run_id == pick, *columns, runner_id=hole("runner_id"))
+
+
+CLAIM: Final = Statement(_claim)
+CLAIM_COLUMNS: Final = tuple(
+    field.name for field in Run._meta.sorted_fields if field.name != "result"
+)
+
+
+def _demand_texts() -> Any:
+    """The distinct demand texts of ready runs, by skipping through their index."""
+    first = Run.alias("first")
+    after = Run.alias("after")
+
+    def seek(run: Any, *where: Any) -> Any:
+        return (
+            run.select(demand_text(run).alias("text"))
+            .where(run.status == literal(Status.PENDING), run.waiting == SQL("0"), *where)
+            .order_by(demand_text(run))
+            .limit(SQL("1"))
+        )
+
+    # A subselect, for SQLite takes no ORDER BY in the first part of a UNION.
+    start = Select((seek(first).alias("start"),), (SQL("start.text"),))
+    texts = start.cte("texts", recursive=True, columns=("text",))
+    following = seek(after, demand_text(after) > texts.c.text)
+    step = Select((texts,), (following,)).where(texts.c.text.is_null(False))
+    texts = start.union_all(step).cte("texts", recursive=True, columns=("text",))
+    return Select((texts,), (texts.c.text,)).where(texts.c.text.is_null(False)).with_cte(texts)
+
+
+DEMAND_TEXTS: Final = Statement(_demand_texts)
+
+
+def _bind_session() -> Any:
+    """Give a session its home, once: the place of the runner that first starts a run of it."""
+    return (
+        Session.update(
+            {
+                Session.hostname: hole("hostname"),
+                Session.executor_type: hole("executor_type"),
+                Session.home_dir: hole("project_dir"),
+                Session.project_dir: fn.COALESCE(Session.project_dir, hole("project_dir")),
+            }
+        )
+        .where(Session.session_id == hole("session_id"), Session.hostname.is_null())
+        .returning(Session.session_id)
+    )
+
+
+BIND_SESSION: Final = Statement(_bind_session)
+RESUME_SESSION: Final = Statement(
+    lambda: Session.update({Session.last_resumed_at: hole("now")}).where(
+        Session.session_id == hole("session_id")
+    )
+)
+PENDING_OF_SESSION: Final = Statement(
+    lambda: Run.select(Run.run_id, Run.demands).where(
+        Run.session == hole("session_id"), Run.status == literal(Status.PENDING)
+    )
+)
+SET_DEMANDS: Final = Statement(
+    lambda: Run.update({Run.demands: hole("demands")}).where(
+        Run.run_id == hole("run_id"), Run.status == literal(Status.PENDING)
+    )
+)
+
+BEAT: Final = Statement(
+    lambda: Runner.update(
+        {Runner.heartbeat_at: hole("now"), Runner.lease_until: hole("lease_until")}
+    ).where(Runner.runner_id == hole("runner_id"), Runner.incarnation == hole("incarnation"))
+)
+LEASE_WANTED: Final = Statement(
+    lambda: Daemon.select(fn.MIN(Daemon.lease)).where(Daemon.alive_until > hole("now"))
+)
+RUNNER_STATE: Final = Statement(
+    lambda: Runner.select(Runner.state, Runner.lease_until).where(
+        Runner.runner_id == hole("runner_id"), Runner.incarnation == hole("incarnation")
+    )
+)
+OWNED: Final = Statement(
+    lambda: Run.select(Run.run_id, Run.claimed_at, Run.status).where(
+        Run.runner_id == hole("runner_id"), _is_one_of(Run.status, ACTIVE)
+    )
+)
+TAKE_OVER: Final = Statement(
+    lambda: Runner.update(
+        {
+            getattr(Runner, name): hole(name)
+            for name in ("incarnation", "hostname", "project_dir", "executor_type", "tags")
+        }
+        | {
+            Runner.properties: hole("properties"),
+            Runner.registered_at: hole("registered_at"),
+            Runner.heartbeat_at: hole("heartbeat_at"),
+            Runner.lease_until: hole("lease_until"),
+            Runner.state: literal("online"),
+        }
+    ).where(Runner.runner_id == hole("runner_id"))
+)
+DRAIN_RUNNER: Final = Statement(
+    lambda: Runner.update({Runner.state: literal("draining")}).where(
+        Runner.runner_id == hole("runner_id")
+    )
+)
+DELETE_RUNNER: Final = Statement(
+    lambda: Runner.delete().where(
+        Runner.runner_id == hole("runner_id"), Runner.incarnation == hole("incarnation")
+    )
+)
+BEAT_DAEMON: Final = Statement(
+    lambda: Daemon.update(
+        {
+            Daemon.tick_at: hole("tick_at"),
+            Daemon.alive_until: hole("alive_until"),
+            Daemon.lease: hole("lease"),
+        }
+    ).where(Daemon.daemon_id == hole("daemon_id"))
+)
+DELETE_DAEMON: Final = Statement(
+    lambda: Daemon.delete().where(
+        (Daemon.daemon_id == hole("daemon_id")) | (Daemon.alive_until < hole("long_ago"))
+    )
+)
+
+
+def _is_gone() -> Any:
+    """The owner of a run is dead: its lease ran out, or it never registered and is silent.
+
+    An owner that never registered (somebody wrote the claim by hand) is given one lease from
+    the last thing that it is known to have done.
+    """
+    registered = Runner.select(SQL("1")).where(Runner.runner_id == Run.runner_id)
+    alive = Runner.select(SQL("1")).where(
+        Runner.runner_id == Run.runner_id, Runner.lease_until > hole("now")
+    )
+    last_sign = fn.COALESCE(Run.started_at, Run.claimed_at, Run.created_at)
+    return ~fn.EXISTS(alive) & (fn.EXISTS(registered) | (last_sign <= hole("lease_ago")))
+
+
+def _is_grace_over() -> Any:
+    """No stop was recorded recently enough; a status written by hand has no record at all."""
+    recent = Event.select(SQL("1")).where(
+        Event.run == Run.run_id,
+        Event.status == literal(Status.STOPPING),
+        Event.at > hole("grace_ago"),
+    )
+    return ~fn.EXISTS(recent)
+
+
+def _is_never_started() -> Any:
+    return fn.COALESCE(Run.claimed_at, Run.created_at) <= hole("deadline_ago")
+
+
+def _sentence(*parts: Any) -> Any:
+    text = parts[0]
+    for part in parts[1:]:
+        text = text.concat(part)
+    return text
+
+
+_OWNER: Final = fn.COALESCE(Run.runner_id, literal("unknown"))
+
+
+class Rescue:
+    """One move that the daemon makes on the runs of dead or silent owners.
+
+    `due` looks whether there is any, without taking the write lock; `move` makes the move on
+    all of them; `of_runner` makes it on the runs of one runner, whatever its lease, for the
+    reason that its caller gives.
+    """
+
+    def __init__(self, name: str, condition: Any, **sets: Any) -> None:
+        self.name = name
+        known = {"error": hole("error")} if "error" in sets else sets
+        sources = MOVES[name].sources
+        self.due = Statement(
+            lambda: (
+                Run.select(Run.run_id)
+                .where(_is_one_of(Run.status, sources), condition())
+                .limit(SQL("1"))
+            )
+        )
+        self.move = Statement(lambda: _move(name, condition(), *self._returned(), **sets))
+        self.of_runner = Statement(
+            lambda: _move(name, Run.runner_id == hole("runner_id"), *self._returned(), **known)
+        )
+
+    @staticmethod
+    def _returned() -> tuple[Any, ...]:
+        return Run.run_id, Run.error
+
+
+RESCUES: Final = (
+    Rescue(
+        "settle",
+        lambda: _is_gone() | _is_grace_over(),
+        error=_sentence(literal("stop presumed, not confirmed by runner "), _OWNER),
+    ),
+    Rescue(
+        "lose",
+        _is_gone,
+        error=_sentence(literal("runner "), _OWNER, literal(" was lost: its lease ran out")),
+    ),
+    Rescue("release", lambda: _is_gone() | _is_never_started(), **_UNOWNED),
+)
+
+
+def _is_due() -> Any:
+    return (Run.status == literal(Status.PENDING)) & (Run.timeout_at <= hole("now"))
+
+
+DUE: Final = Statement(
+    lambda: (
+        Run.select(demand_text(Run), Run.waiting, fn.MIN(Run.run_id))
+        .where(_is_due())
+        .group_by(demand_text(Run), Run.waiting)
+    )
+)
+
+
+def _expire() -> Any:
+    some = Run.alias("some")
+    batch = (
+        some.select(some.run_id)
+        .where(
+            some.status == literal(Status.PENDING),
+            some.timeout_at <= hole("now"),
+            demand_text(some) == hole("text"),
+            some.waiting == hole("waiting"),
+        )
+        .limit(hole("limit"))
+    )
+    return _move("expire", Run.run_id.in_(batch) & _is_due(), error=hole("error"))
+
+
+EXPIRE: Final = Statement(_expire)
+
+LIVE_RUNNERS: Final = Statement(
+    lambda: Runner.select().where(Runner.lease_until > hole("now")).order_by(Runner.runner_id)
+)
+LIVE_DAEMONS: Final = Statement(
+    lambda: Daemon.select().where(Daemon.alive_until > hole("now")).order_by(Daemon.daemon_id)
+)
+COUNTS: Final = Statement(lambda: Run.select(Run.status, fn.COUNT(SQL("*"))).group_by(Run.status))
+OLDEST_PENDING: Final = Statement(
+    lambda: Run.select(fn.MIN(Run.created_at)).where(Run.status == literal(Status.PENDING))
+)
+
+
+def _prune() -> Any:
+    """Delete a batch of finished runs; their events go with them."""
+    old = Run.alias("old")
+    batch = (
+        old.select(old.run_id)
+        .where(
+            _is_one_of(old.status, TERMINAL),
+            # Nothing is completed before it is created: this bound is the index's.
+            old.created_at < hole("before"),
+            fn.COALESCE(old.completed_at, old.created_at) < hole("before"),
+        )
+        .limit(hole("limit"))
+    )
+    return Run.delete().where(Run.run_id.in_(batch)).returning(Run.session)
+
+
+PRUNE: Final = Statement(_prune)
+
+
+def _delete_empty_session() -> Any:
+    runs = Run.select(SQL("1")).where(Run.session == Session.session_id)
+    return Session.delete().where(Session.session_id == hole("session_id"), ~fn.EXISTS(runs))
+
+
+DELETE_EMPTY_SESSION: Final = Statement(_delete_empty_session)
+DELETE_SESSION: Final = Statement(
+    lambda: Session.delete().where(Session.session_id == hole("session_id"))
+)
+ACTIVE_OF_SESSION: Final = Statement(
+    lambda: Run.select(Run.run_id, Run.status, Run.runner_id).where(
+        Run.session == hole("session_id"), _is_one_of(Run.status, ACTIVE)
+    )
+)
+FIRST_OF_SESSION: Final = Statement(
+    lambda: (
+        Run.select(Run.run_id)
+        .where(Run.session == hole("session_id"), Run.status == literal(Status.PENDING))
+        .order_by(Run.priority.desc(), Run.created_at, Run.run_id)
+        .limit(SQL("1"))
+    )
+)
+WAS_STARTED: Final = Statement(
+    lambda: (
+        Run.select(SQL("1"))
+        .where(Run.session == hole("session_id"), Run.started_at.is_null(False))
+        .limit(SQL("1"))
+    )
+)
+STATUSES_OF_SESSION: Final = Statement(
+    lambda: (
+        Run.select(Run.status, fn.COUNT(SQL("*")), fn.MAX(Run.created_at))
+        .where(Run.session == hole("session_id"))
+        .group_by(Run.status)
+    )
+)
+AHEAD: Final = Statement(
+    lambda: Run.select(fn.COUNT(SQL("*"))).where(
+        Run.status == literal(Status.PENDING),
+        Run.waiting == SQL("0"),
+        demand_text(Run) == hole("text"),
+        (Run.priority > hole("priority"))
+        | ((Run.priority == hole("priority")) & (Run.created_at < hole("created_at"))),
+    )
+)

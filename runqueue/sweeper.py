@@ -1,0 +1,92 @@
+"""One tick of the daemon: what time alone must do to runs.
+
+Every move is one set-based guarded statement over the rows as they are, so that ticks may be
+late, repeated or made by several daemons at once. A tick that finds nothing takes no write lock.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from runqueue import clock, moves, settings, statements, why
+from runqueue.database import Store
+from runqueue.states import MOVES, Actor
+
+BATCH: Final = 500
+"""Runs expired in one transaction, so that a large backlog does not keep writers waiting."""
+
+
+class Sweep(NamedTuple):
+    """How many runs one tick changed."""
+
+    expired: int = 0
+    settled: int = 0
+    lost: int = 0
+    released: int = 0
+
+    def __bool__(self) -> bool:
+        return any(self)
+
+
+def sweep(store: Store, config: settings.Settings, *, now: str) -> Sweep:
+    """Expire, settle, lose and release what is due at `now`."""
+    expired = _expire(store, now)
+    times = {
+        "now": now,
+        "lease_ago": clock.shift(now, -config.lease),
+        "grace_ago": clock.shift(now, -(config.stop_grace + settings.STOP_ALLOWANCE)),
+        "deadline_ago": clock.shift(now, -config.start_deadline),
+    }
+    counts = {
+        rescue.name: _rescue(store, rescue, times)
+        for rescue in statements.RESCUES
+        if store.run(rescue.due, **times)
+    }
+    return Sweep(expired, counts.get("settle", 0), counts.get("lose", 0), counts.get("release", 0))
+
+
+def rescue_runner(store: Store, runner_id: str, *, now: str, actor: Actor, reason: str) -> Sweep:
+    """Resolve all runs of a runner that is known to be gone, whatever its lease."""
+    with store.transaction():
+        counts = {}
+        for rescue in statements.RESCUES:
+            rows = store.run(rescue.of_runner, runner_id=runner_id, now=now, error=reason)
+            _record(store, rescue.name, rows, now, actor)
+            counts[rescue.name] = len(rows)
+    return Sweep(0, counts["settle"], counts["lose"], counts["release"])
+
+
+def _rescue(store: Store, rescue: statements.Rescue, times: dict[str, str]) -> int:
+    with store.transaction():
+        rows = store.run(rescue.move, **times)
+        _record(store, rescue.name, rows, times["now"], Actor.DAEMON)
+        return len(rows)
+
+
+def _record(store: Store, name: str, rows: list[tuple[Any, ...]], now: str, actor: Actor) -> None:
+    detail = "its owner is gone or did not start it" if name == "release" else None
+    for run_id, error in rows:
+        status = MOVES[name].target
+        moves.record(store, run_id, status, now=now, actor=actor, detail=detail or error)
+
+
+def _expire(store: Store, now: str) -> int:
+    expired = 0
+    for text, waiting, run_id in store.run(statements.DUE, now=now):
+        reason = why.unclaimed(store, run_id, text, bool(waiting), now=now)
+        error = f"expired: {reason}"
+        while True:
+            with store.transaction():
+                rows = store.run(
+                    statements.EXPIRE,
+                    now=now,
+                    text=text,
+                    waiting=waiting,
+                    error=error,
+                    limit=BATCH,
+                )
+                _record(store, "expire", [(row[0], error) for row in rows], now, Actor.DAEMON)
+            expired += len(rows)
+            if len(rows) < BATCH:
+                break
+    return expired

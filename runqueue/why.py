@@ -1,0 +1,176 @@
+"""Why a run is where it is: the answer to "why is my run not running?"."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from runqueue import clock, demands, enqueue, statements
+from runqueue.database import Store
+from runqueue.errors import RunNotFound
+from runqueue.models import Daemon, Event, Run, Runner, Session
+from runqueue.states import Status
+
+
+class Explanation(NamedTuple):
+    """Why a run is in its status: one sentence, and what stands behind it."""
+
+    run_id: str
+    status: Status
+    summary: str
+    details: tuple[str, ...] = ()
+
+
+def explain(store: Store, run_id: str, *, now: str) -> Explanation:
+    """Say why a run is in its status. Raises RunNotFound."""
+    run = enqueue.find(store, run_id)
+    if run is None:
+        raise RunNotFound(f"run {run_id} does not exist")
+    if run.status == Status.PENDING:
+        return _pending(store, run, now)
+    if run.is_terminal:
+        return _ended(run)
+    return _active(store, run, now)
+
+
+def unclaimed(store: Store, run_id: str, text: str, waiting: bool, *, now: str) -> str:
+    """Say, without a full stop, why no runner has claimed a pending run."""
+    if waiting:
+        return _behind(store, run_id)
+    try:
+        wanted = demands.parse(text)
+    except ValueError as error:
+        return f"its {error}"
+    runners = live_runners(store, now)
+    if not runners:
+        return "no runner is alive"
+    ready = [runner for runner, missing in _compare(wanted, runners) if not missing]
+    online = [runner for runner in ready if runner.state == "online"]
+    if online:
+        return f"{_count(online, 'runner')} could serve it, but all were busy"
+    if ready:
+        return f"{_count(ready, 'runner')} could serve it, but all are draining"
+    closest = min(_compare(wanted, runners), key=lambda pair: len(pair[1]))
+    nobody = [
+        key
+        for key in wanted
+        if all(key in {one.key for one in missing} for _, missing in _compare(wanted, runners))
+    ]
+    if nobody:
+        unmet = " and ".join(f"{key} {json.dumps(wanted[key])}" for key in nobody)
+        return f"no live runner meets the demand {unmet}"
+    lacks = ", ".join(map(str, closest[1]))
+    return f"no live runner meets all demands; closest is {closest[0].runner_id}, unmet: {lacks}"
+
+
+def live_runners(store: Store, now: str) -> list[Runner]:
+    return Runner.from_rows(store.run(statements.LIVE_RUNNERS, now=now))
+
+
+def live_daemons(store: Store, now: str) -> list[Daemon]:
+    return Daemon.from_rows(store.run(statements.LIVE_DAEMONS, now=now))
+
+
+def _compare(
+    wanted: dict[str, Any], runners: list[Runner]
+) -> list[tuple[Runner, list[demands.Unmet]]]:
+    compared = []
+    for runner in runners:
+        try:
+            compared.append((runner, demands.unmet(wanted, runner.capabilities())))
+        except ValueError:  # somebody wrote the row by hand: it can serve nothing
+            compared.append((runner, [demands.Unmet(key, wanted[key], None) for key in wanted]))
+    return compared
+
+
+def _behind(store: Store, run_id: str) -> str:
+    run = enqueue.find(store, run_id)
+    if run is None:
+        return "its session was busy"
+    for active, status, runner_id in store.run(
+        statements.ACTIVE_OF_SESSION, session_id=run.session_id
+    ):
+        return f"its session is busy with {active}, {status} on {runner_id or 'an unknown runner'}"
+    for (first,) in store.run(statements.FIRST_OF_SESSION, session_id=run.session_id):
+        return f"{first} comes before it in its session"
+    return "its session was busy"
+
+
+def _pending(store: Store, run: Run, now: str) -> Explanation:
+    text = run.demands or ""
+    details = []
+    if not run.waiting:
+        details = _per_runner(store, text, now)
+        ahead = store.run(
+            statements.AHEAD, text=text, priority=run.priority, created_at=run.created_at
+        )[0][0]
+        if ahead:
+            details.append(f"{ahead} runs with the same demands go first")
+    if run.timeout_at:
+        left = clock.seconds_between(now, run.timeout_at)
+        details.append(
+            f"expires in {left:.0f} s" if left > 0 else f"past its timeout for {-left:.0f} s"
+        )
+    if not live_daemons(store, now):
+        details.append("no daemon is alive: nothing expires, and no dead runner's run is rescued")
+    reason = unclaimed(store, run.run_id, text, bool(run.waiting), now=now)
+    if reason.endswith("all were busy"):
+        reason = reason.replace("but all were busy", "and it is waiting for one to be free")
+    return Explanation(run.run_id, run.status, f"pending: {reason}", tuple(details))
+
+
+def _per_runner(store: Store, text: str, now: str) -> list[str]:
+    try:
+        wanted = demands.parse(text)
+    except ValueError:
+        return []
+    lines = []
+    for runner, missing in _compare(wanted, live_runners(store, now)):
+        lacks = "; ".join(map(str, missing)) or "meets all demands"
+        state = "" if runner.state == "online" else f" ({runner.state})"
+        lines.append(f"{runner.runner_id}{state}: {lacks}")
+    return lines
+
+
+def _active(store: Store, run: Run, now: str) -> Explanation:
+    runners = {runner.runner_id: runner for runner in live_runners(store, now)}
+    owner = run.runner_id or "an unknown runner"
+    details = []
+    if run.runner_id not in runners:
+        details.append(f"{owner} is not alive; the daemon will resolve this run")
+        if not live_daemons(store, now):
+            details.append("no daemon is alive to do so: start runqueued")
+    since = {
+        Status.CLAIMED: run.claimed_at,
+        Status.RUNNING: run.started_at,
+        Status.STOPPING: _stopped_at(store, run.run_id),
+    }[run.status]
+    seconds = f" for {clock.seconds_between(since, now):.0f} s" if since else ""
+    doing = {
+        Status.CLAIMED: f"claimed by {owner}{seconds}, not started yet",
+        Status.RUNNING: f"running on {owner}{seconds}",
+        Status.STOPPING: f"stopping{seconds}: {owner} is ending the agent",
+    }[run.status]
+    return Explanation(run.run_id, run.status, doing, tuple(details))
+
+
+def _stopped_at(store: Store, run_id: str) -> str | None:
+    events = Event.from_rows(store.run(statements.EVENTS, run_id=run_id))
+    return next((event.at for event in events if event.status == Status.STOPPING), None)
+
+
+def _ended(run: Run) -> Explanation:
+    when = f" at {run.completed_at}" if run.completed_at else ""
+    error = f": {run.error}" if run.error else ""
+    return Explanation(run.run_id, run.status, f"{run.status}{when}{error}")
+
+
+def _count(items: list[Any], noun: str) -> str:
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
+
+
+def home_of(session: Session, runners: list[Runner]) -> tuple[dict[str, str], list[str]]:
+    """Return a session's home and the ids of the given runners that are there."""
+    home = session.home()
+    there = [runner.runner_id for runner, missing in _compare(dict(home), runners) if not missing]
+    return home, there if home else []
