@@ -119,13 +119,24 @@ class Store:
         self.database = database
         self.url = url
         self._compiled: dict[Statement, Compiled] = {}
+        self._within = threading.local()
         _opened.add(self)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Write in one transaction, or in a savepoint of the one that the caller is in."""
-        with translated_errors(), self.database.atomic("IMMEDIATE"):
+        """Write in one transaction, or in a savepoint of the one that the caller is in.
+
+        A verb within another verb needs no savepoint: it fails before it writes, or whole.
+        """
+        if getattr(self._within, "verb", False) and self.database.in_transaction():
             yield
+            return
+        with translated_errors(), self.database.atomic("IMMEDIATE"):
+            self._within.verb = True
+            try:
+                yield
+            finally:
+                self._within.verb = False
 
     def run(self, statement: Statement, **values: Any) -> list[tuple[Any, ...]]:
         """Execute a statement and return its rows.
@@ -160,6 +171,22 @@ class Store:
             row = self.database.execute_sql("PRAGMA data_version").fetchone()
             return int(row[0])
 
+    def damage(self) -> list[str]:
+        """Return what the database itself finds wrong with its file and references."""
+        with translated_errors():
+            found = [
+                str(row[0])
+                for row in self.database.execute_sql("PRAGMA integrity_check").fetchall()
+                if row[0] != "ok"
+            ]
+            broken = self.database.execute_sql("PRAGMA foreign_key_check").fetchall()
+            return found + [f"a row of {row[0]} refers to no row of {row[2]}" for row in broken]
+
+    def back_up(self, target: sqlite3.Connection) -> None:
+        """Copy the database to another connection, online."""
+        with translated_errors():
+            self.database.connection().backup(target)
+
     def close(self) -> None:
         """Close this thread's connection."""
         if not self.database.is_closed():
@@ -188,18 +215,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def open_store(target: str | peewee.Database, *, busy_timeout: float) -> Store:
+def open_store(target: str | peewee.Database, *, busy_timeout: float, create: bool = True) -> Store:
     """Open a database by its URL, or share the caller's own Peewee database.
 
-    Raises ConfigurationError when the URL cannot be used.
+    Raises ConfigurationError when the URL cannot be used, or names no database and `create`
+    is false.
     """
     if isinstance(target, peewee.Database):
         if not isinstance(target, peewee.SqliteDatabase):
             raise errors.ConfigurationError("this version of runqueue runs on SQLite only")
         return Store(target, f"sqlite:///{target.database}")
     path = _sqlite_path(target)
+    if not create and not path.exists():
+        raise errors.ConfigurationError(
+            f"there is no database {path}; make it with: runqueue --db sqlite:///{path} db init"
+        )
     _prepare_file(path)
-    return Store(QueueSqliteDatabase(str(path), busy_timeout), target)
+    return Store(QueueSqliteDatabase(str(path), busy_timeout), f"sqlite:///{path}")
 
 
 def _sqlite_path(url: str) -> Path:
@@ -227,7 +259,8 @@ def _sqlite_path(url: str) -> Path:
     path = unquote(rest[1:])
     if "\0" in path:
         raise errors.ConfigurationError("the database's path holds a NUL character")
-    return Path(path).expanduser()
+    # Absolute: a run gets the URL in its environment, and has another working directory.
+    return Path(path).expanduser().absolute()
 
 
 def without_password(url: str) -> str:

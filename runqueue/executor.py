@@ -89,21 +89,7 @@ class Execution:
             self._finish(Outcome("failed", None, _start_failure(error), None))
             return
         self.pid = process.pid
-        watcher = threading.Thread(
-            target=self._watch,
-            args=(process, status, prompt.encode("utf-8", "replace")),
-            name=f"run-{process.pid}",
-            daemon=True,
-        )
-        try:
-            watcher.start()
-        except RuntimeError:
-            # No thread can be had: nobody would watch the run, so it must not go on.
-            self._close_control()
-            _close(process.stdin, process.stdout, process.stderr)
-            os.close(status)
-            process.wait()
-            raise
+        self._start_watching(process, status, prompt.encode("utf-8", "replace"))
 
     def stop(self) -> None:
         """Ask for the end of every process of the run; `wait` tells when that is done."""
@@ -125,13 +111,17 @@ class Execution:
         """The supervisor's process and the read end of its status pipe."""
         if not self._command:
             raise ValueError("there is no command")
-        # A pipe of Python is not inherited: no other child of the runner may hold the write end
-        # of the control pipe, or the runner's death would go unseen.
-        control_read, control_write = os.pipe()
-        status_read, status_write = os.pipe()
-        arguments = [str(control_read), str(status_write), repr(float(stop_grace))]
-        arguments += [_psutil_folder(), self._cwd or "", *self._command]
-        try:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            # A pipe of Python is not inherited: no other child of the runner may hold the write
+            # end of the control pipe, or the runner's death would go unseen.
+            control_read, control_write = os.pipe()
+            theirs.callback(os.close, control_read)
+            ours.callback(os.close, control_write)
+            status_read, status_write = os.pipe()
+            theirs.callback(os.close, status_write)
+            ours.callback(os.close, status_read)
+            arguments = [str(control_read), str(status_write), repr(float(stop_grace))]
+            arguments += [_psutil_folder(), self._cwd or "", *self._command]
             process = subprocess.Popen(
                 [sys.executable, "-I", str(_SUPERVISE), *arguments],
                 stdin=subprocess.PIPE,
@@ -142,15 +132,27 @@ class Execution:
                 pass_fds=(control_read, status_write),
                 start_new_session=True,
             )
-        except BaseException:
-            os.close(control_write)
-            os.close(status_read)
-            raise
-        finally:
-            os.close(control_read)
-            os.close(status_write)
+            ours.pop_all()
         self._control = control_write
         return process, status_read
+
+    def _start_watching(self, process: subprocess.Popen[bytes], status: int, prompt: bytes) -> None:
+        """Start the thread of the run, or end the run when there can be none."""
+        watcher = threading.Thread(
+            target=self._watch,
+            args=(process, status, prompt),
+            name=f"run-{process.pid}",
+            daemon=True,
+        )
+        try:
+            watcher.start()
+        except RuntimeError:
+            # Nobody would watch the run, so it must not go on.
+            self._close_control()
+            _close(process.stdin, process.stdout, process.stderr)
+            os.close(status)
+            process.wait()
+            raise
 
     def _watch(self, process: subprocess.Popen[bytes], status: int, prompt: bytes) -> None:
         """The thread of the run: from its start until it is over and nothing of it is open."""
@@ -323,7 +325,7 @@ class _Pump:
         def ready() -> None:
             nonlocal rest
             try:
-                rest = rest[os.write(pipe.fileno(), rest[:_CHUNK]) :]
+                rest = rest[os.write(pipe.fileno(), rest) :]
             except BlockingIOError:
                 return
             except OSError:

@@ -32,18 +32,19 @@ def connect(
     settings: Settings | None = None,
     clock: clock.Clock = clock.system_clock,
     busy_timeout: float = BUSY_TIMEOUT,
-    upgrade: bool = True,
+    create: bool = True,
 ) -> Queue:
     """Open a queue, creating or upgrading its schema.
 
     `url` is `sqlite:///PATH`, or your own Peewee database, whose transactions the verbs then
     join; None means $RUNQUEUE_DB, else the default place. `busy_timeout` is how many seconds
-    to wait for other writers. Raises ConfigurationError when the database cannot be used.
+    to wait for other writers. Raises ConfigurationError when the database cannot be used, or
+    when it is not there and `create` is false.
     """
-    store = open_store(default_url() if url is None else url, busy_timeout=busy_timeout)
+    target = default_url() if url is None else url
+    store = open_store(target, busy_timeout=busy_timeout, create=create)
     try:
-        if upgrade:
-            schema.upgrade(store)
+        schema.upgrade(store)
     except BaseException:
         store.close()
         raise

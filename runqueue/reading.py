@@ -68,6 +68,65 @@ def find(
     return [Run.from_row(row, names) for row in store.query(query)]
 
 
+def ids_beginning(store: Store, prefix: str, limit: int = 2) -> list[str]:
+    """Return up to `limit` run ids that begin with these characters."""
+    # A range and not LIKE: % and _ are characters like any other, and the key's index serves.
+    query = Run.select(Run.run_id).where(Run.run_id >= prefix, Run.run_id < prefix + "\U0010ffff")
+    return [row[0] for row in store.query(query.order_by(Run.run_id).limit(limit))]
+
+
+def problems(store: Store) -> list[str]:
+    """Return what is wrong with the database, one sentence each; an empty list when it is sound.
+
+    Reads the whole database.
+    """
+    found = store.damage()
+    if found:
+        return found
+    for run_id, session_id in store.query(_disordered()):
+        found.append(f"run {run_id} may be claimed though others of session {session_id} go first")
+    for run_id, session_id in store.query(_stuck()):
+        found.append(f"run {run_id} waits though no other run of session {session_id} goes first")
+    return found
+
+
+def _first_of(run: Any) -> Any:
+    """The pending run of the session of `run` that is to be claimed next."""
+    first = Run.alias("first")
+    return (
+        first.select(first.run_id)
+        .where(first.session == run.session, first.status == Status.PENDING)
+        .order_by(first.priority.desc(), first.created_at, first.run_id)
+        .limit(1)
+    )
+
+
+def _is_busy(run: Any) -> Any:
+    active = Run.alias("active")
+    return fn.EXISTS(
+        active.select(SQL("1")).where(
+            active.session == run.session, active.status.in_([s.value for s in ACTIVE])
+        )
+    )
+
+
+def _disordered() -> Any:
+    return Run.select(Run.run_id, Run.session).where(
+        Run.status == Status.PENDING,
+        Run.waiting == 0,
+        _is_busy(Run) | (Run.run_id != _first_of(Run)),
+    )
+
+
+def _stuck() -> Any:
+    return Run.select(Run.run_id, Run.session).where(
+        Run.status == Status.PENDING,
+        Run.waiting == 1,
+        ~_is_busy(Run),
+        Run.run_id == _first_of(Run),
+    )
+
+
 def _statuses(status: str | Status | Iterable[str]) -> list[str]:
     given = [status] if isinstance(status, str) else list(status)
     known = {known.value for known in Status}

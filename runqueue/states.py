@@ -115,3 +115,16 @@ def diagram() -> str:
                 lines.append(f"    {source} --> {move.target}: {name}")
     lines += [f"    {status} --> [*]" for status in Status if status in TERMINAL]
     return "\n".join(lines) + "\n"
+
+
+def table() -> str:
+    """Return the rows of the documentation's table of `MOVES`."""
+    return "".join(
+        f"| {name} | {', '.join(status.value for status in Status if status in move.sources)} "
+        f"| {move.target} | {move.by} |\n"
+        for name, move in MOVES.items()
+    )
+
+
+if __name__ == "__main__":
+    print(diagram() + "\n" + table(), end="")

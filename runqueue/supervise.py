@@ -221,20 +221,22 @@ class Supervisor:
                 self.pause(min(pause, left))
                 # An orphan that was being forked during the last look is asked as well, but not
                 # other newcomers: they may be the clean-up of a process that was asked.
-                self.ask_to_end(asked, self.processes(orphans_only=self.adopts_orphans))
+                if self.adopts_orphans:
+                    self.ask_to_end(asked, self.processes(orphans_only=True))
             else:
                 self.kill(self.processes())
                 self.pause(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def ask_to_end(self, asked: set[Any], processes: set[Any]) -> None:
+    def ask_to_end(self, asked: set[Any], processes: list[Any]) -> None:
         """SIGTERM to those that did not get it yet; SIGCONT lets a paused one act on it."""
-        for process in processes - asked:
-            self.send(process, signal.SIGTERM)
-            self.send(process, signal.SIGCONT)
-        asked |= processes
+        for process in processes:
+            if process not in asked:
+                self.send(process, signal.SIGTERM)
+                self.send(process, signal.SIGCONT)
+                asked.add(process)
 
-    def kill(self, processes: set[Any]) -> None:
+    def kill(self, processes: list[Any]) -> None:
         """SIGKILL to the processes and, as no fork can slip through that, to their groups.
 
         Every group of a descendant was made by the run, as the command began a session.
@@ -252,28 +254,31 @@ class Supervisor:
         with contextlib.suppress(psutil.Error, OSError):
             process.send_signal(number)
 
-    def processes(self, orphans_only: bool = False) -> set[Any]:
-        """The processes of the run that psutil can see now, or only the supervisor's children."""
+    def processes(self, orphans_only: bool = False) -> list[Any]:
+        """The processes of the run that psutil can see now, or only the supervisor's children.
+
+        Parents come before their children: they get a signal before they can see a child end.
+        """
         psutil = self.psutil()
-        found: set[Any] = set()
+        found: list[Any] = []
         with contextlib.suppress(psutil.Error, OSError):
-            found.update(psutil.Process().children(recursive=not orphans_only))
+            found += psutil.Process().children(recursive=not orphans_only)
         if not self.adopts_orphans:
-            found |= self.strays(psutil)
+            found += self.strays(psutil)
         return found
 
-    def strays(self, psutil: Any) -> set[Any]:
+    def strays(self, psutil: Any) -> list[Any]:
         """What can be found of the run where orphans are not handed to the supervisor."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 if os.getpgid(process.pid) == self.command_pid:
                     self.known.add(process)
                     self.known.update(process.children(recursive=True))
-        found = set()
+        found = []
         for process in self.known:
             with contextlib.suppress(psutil.Error, OSError):
                 if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                    found.add(process)
+                    found.append(process)
         return found
 
     def psutil(self) -> Any:

@@ -1,0 +1,5 @@
+"""`python -m runqueue` is the `runqueue` command."""
+
+from runqueue.cli import main
+
+main()

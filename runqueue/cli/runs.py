@@ -1,0 +1,320 @@
+"""Commands about runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runqueue.cli import render
+from runqueue.cli.base import Duration, Pairs, db_option, gather, open_queue
+from runqueue.errors import InvalidRun, RunNotFound, WaitTimeout
+from runqueue.settings import MAX_PROMPT
+from runqueue.states import Actor, ExecutionMode, Status
+
+if TYPE_CHECKING:
+    from runqueue.models import Run
+    from runqueue.queue import Queue
+
+LISTED = ("run_id", "status", "agent_name", "session_id", "runner_id", "age", "error")
+NOT_COMPLETED = 5
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--agent", "agent_name", metavar="NAME", help="The agent's blueprint.")
+@click.option("--project-dir", metavar="DIR", help="The directory to work in.")
+@click.option("--session", "session_id", metavar="ID", help="Resume this session.")
+@click.option("--parent", "parent_session_id", metavar="ID", help="The parent's session.")
+@click.option(
+    "--mode",
+    "execution_mode",
+    type=click.Choice([mode.value for mode in ExecutionMode]),
+    default=ExecutionMode.SYNC.value,
+    show_default=True,
+)
+@click.option("--tag", "tags", multiple=True, help="A tag that the runner must have.")
+@click.option(
+    "--demand",
+    "demands",
+    multiple=True,
+    type=Pairs(),
+    metavar="KEY=VALUE",
+    help="A property that the runner must have; hostname, project_dir and executor_type too.",
+)
+@click.option(
+    "--timeout",
+    type=Duration(),
+    help="Fail unless claimed in time. Default: 5m with demands, else never.",
+)
+@click.option("--priority", type=int, default=0, help="Higher goes first.")
+@click.option("--run-id", metavar="ID", help="Choose the id; the same run twice is one run.")
+@click.option("--wait", "is_awaited", is_flag=True, help="Wait for the end; print the result.")
+@render.output_option
+@db_option
+def enqueue(
+    prompt: str,
+    tags: tuple[str, ...],
+    demands: tuple[tuple[str, str], ...],
+    is_awaited: bool,
+    output: str,
+    **keywords: Any,
+) -> int:
+    """Add a run for PROMPT (- reads it from standard input) and print its id.
+
+    It starts a new session, or resumes the one given.
+    """
+    wanted = gather(demands)
+    if tags:
+        wanted["tags"] = [*tags, *_listed(wanted.get("tags"))]
+    elif "tags" in wanted:
+        wanted["tags"] = _listed(wanted["tags"])
+    text = _read_prompt() if prompt == "-" else prompt
+    queue = open_queue(create=True)
+    run = queue.enqueue(text, demands=wanted, **keywords)
+    if not is_awaited:
+        _print_ids([run], output)
+        return 0
+    click.echo(run.run_id, err=True)
+    return _await(queue, run.run_id, None, output)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _read_prompt() -> str:
+    # One byte more than the limit is enough to refuse; a giant is not read to its end.
+    data: bytes = sys.stdin.buffer.read(4 * MAX_PROMPT + 1)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidRun("the prompt on standard input is not UTF-8 text") from None
+
+
+def _print_ids(runs: Sequence[Run], output: str) -> None:
+    """New runs are printed as their ids, fit for $(...), unless JSON is asked for."""
+    output = "id" if output == "table" else output
+    if len(runs) == 1:
+        render.emit_one(_row(runs[0]), output, key="run_id")
+    else:
+        render.emit([_row(run) for run in runs], output, key="run_id", columns=LISTED)
+
+
+def _row(run: Run) -> dict[str, Any]:
+    row = run.as_dict()
+    row.pop("waiting", None)  # how the database keeps order, not what a run is
+    return row
+
+
+def _await(queue: Queue, run_id: str, timeout: float | None, output: str) -> int:
+    try:
+        run = queue.wait(run_id, timeout)
+    except WaitTimeout as error:
+        render.echo(f"Error: {error}", err=True)
+        return NOT_COMPLETED
+    if output != "table":
+        render.emit_one(_row(run), output, key="run_id")
+    elif run.result:
+        render.echo(run.result.rstrip("\n"))
+    if run.status == Status.COMPLETED:
+        return 0
+    render.echo(f"run {run_id} {run.status}" + (f": {run.error}" if run.error else ""), err=True)
+    return NOT_COMPLETED
+
+
+@click.command(name="list")
+@click.option(
+    "--status",
+    "status",
+    multiple=True,
+    type=click.Choice([status.value for status in Status]),
+    help="Only these; may be repeated.",
+)
+@click.option("--session", "session_id", metavar="ID")
+@click.option("--runner", "runner_id", metavar="ID")
+@click.option("--agent", "agent_name", metavar="NAME")
+@click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="0: all.")
+@render.output_option
+@db_option
+def list_runs(status: tuple[str, ...], limit: int, output: str, **filters: str | None) -> None:
+    """List runs, the newest first."""
+    from runqueue import reading
+
+    queue = open_queue()
+    found = reading.find(
+        queue.store,
+        status=list(status) or None,
+        limit=limit + 1 if limit else None,
+        columns=(*reading.SUMMARY, "error"),
+        **filters,
+    )
+    shown = found[:limit] if limit else found
+    now = queue.now()
+    render.emit(
+        [_row(run) for run in shown],
+        output,
+        key="run_id",
+        columns=LISTED,
+        shown=lambda row: _listing(row, now),
+    )
+    if len(shown) < len(found):
+        click.echo(f"(the newest {limit}; --limit 0 shows all)", err=True)
+
+
+def _listing(row: Mapping[str, Any], now: str) -> dict[str, Any]:
+    from runqueue.clock import seconds_between
+
+    error = row["error"]
+    return {
+        **row,
+        "age": render.age(seconds_between(row["created_at"], now)),
+        "error": error if error is None or len(error) <= 100 else f"{error[:99]}…",
+    }
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@render.output_option
+@db_option
+def show(run_id: str, output: str) -> None:
+    """Show everything about a run."""
+    queue = open_queue()
+    render.emit_one(_row(_get(queue, run_id)), output, key="run_id")
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--timeout", type=Duration(), help="Give up after this long; the run goes on.")
+@render.output_option
+@db_option
+def wait(run_id: str, timeout: float | None, output: str) -> int:
+    """Wait until a run has ended; print its result.
+
+    Exits with 5 when it did not complete.
+    """
+    queue = open_queue()
+    return _await(queue, _get(queue, run_id).run_id, timeout, output)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@render.output_option
+@db_option
+def why(run_id: str, output: str) -> None:
+    """Explain why a run is where it is."""
+    queue = open_queue()
+    explanation = queue.why(_get(queue, run_id).run_id)
+    if output == "table":
+        render.echo(explanation.summary)
+        for detail in explanation.details:
+            render.echo(f"  {detail}")
+    else:
+        row = explanation._asdict()
+        row["status"] = str(explanation.status)
+        render.emit_one(row, output, key="run_id")
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@render.output_option
+@db_option
+def timeline(run_id: str, output: str) -> None:
+    """Show what happened to a run, and who did it."""
+    queue = open_queue()
+    rows = []
+    for event in queue.timeline(_get(queue, run_id).run_id):
+        row = event.as_dict()
+        row.pop("event_id", None)
+        rows.append(row)
+    render.emit(rows, output, key="run_id", columns=("at", "status", "actor", "detail"))
+
+
+def _get(queue: Queue, run_id: str) -> Run:
+    """Return the run of an id, or of the only id that begins so."""
+    from runqueue import reading
+
+    try:
+        return queue.get(run_id)
+    except RunNotFound:
+        ids = reading.ids_beginning(queue.store, run_id)
+        if len(ids) > 1:
+            raise InvalidRun(
+                f"{run_id[:40]} begins more than one run id; give more of it"
+            ) from None
+        if not ids:
+            raise
+        return queue.get(ids[0])
+
+
+def _ids(given: Iterable[str]) -> list[str]:
+    ids: list[str] = []
+    for one in given:
+        ids += sys.stdin.read().split() if one == "-" else [one]
+    return ids
+
+
+def _for_each(given: Sequence[str], act: Any) -> int:
+    """Act on every run, whatever became of the others; exit with the first failure's code."""
+    from runqueue.errors import RunqueueError
+
+    queue = open_queue()
+    code = 0
+    for run_id in _ids(given):
+        try:
+            act(queue, _get(queue, run_id))
+        except RunqueueError as error:
+            render.echo(f"Error: {error}", err=True)
+            code = code or error.exit_code
+    return code
+
+
+@click.command()
+@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@click.option("--reason", help="Kept in the timeline.")
+@click.option("--wait", "is_awaited", is_flag=True, help="Wait until it has ended.")
+@db_option
+def stop(run_ids: tuple[str, ...], reason: str | None, is_awaited: bool) -> int:
+    """Stop runs: their processes are ended; a pending run is cancelled.
+
+    RUN may be - to read ids from standard input.
+    """
+
+    def act(queue: Queue, run: Run) -> None:
+        run = queue.stop(run.run_id, reason=reason, actor=Actor.OPERATOR)
+        if is_awaited:
+            run = queue.wait(run.run_id)
+        click.echo(f"{run.run_id} {run.status}")
+
+    return _for_each(run_ids, act)
+
+
+@click.command()
+@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@db_option
+def release(run_ids: tuple[str, ...]) -> int:
+    """Give claimed runs that were not started back to be claimed again."""
+
+    def act(queue: Queue, run: Run) -> None:
+        run = queue.release(run.run_id, actor=Actor.OPERATOR)
+        click.echo(f"{run.run_id} {run.status}")
+
+    return _for_each(run_ids, act)
+
+
+@click.command()
+@click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@render.output_option
+@db_option
+def retry(run_ids: tuple[str, ...], output: str) -> int:
+    """Add new runs with the content of ones that have ended; print their ids."""
+
+    def act(queue: Queue, run: Run) -> None:
+        _print_ids([queue.retry(run.run_id, actor=Actor.OPERATOR)], output)
+
+    return _for_each(run_ids, act)
+
+
+COMMANDS = (enqueue, list_runs, show, wait, why, timeline, stop, release, retry)

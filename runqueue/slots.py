@@ -1,0 +1,210 @@
+"""Executing a command for each run, several at once: what a runner process does all day."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from runqueue.claims import Claim
+from runqueue.database import Store
+from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
+from runqueue.executor import Execution, Outcome
+from runqueue.models import Run
+from runqueue.runner import BACK_OFF, LOOK_AGAIN, Runner
+
+log = logging.getLogger("runqueue.runner")
+
+LAST_WORD: Final = 10.0
+"""Seconds for which a runner that was told to end goes on trying to report."""
+
+
+class Slots:
+    """Executes `command` for each run that the runner claims, at most `slots` at once."""
+
+    def __init__(
+        self,
+        store: Store,
+        runner: Runner,
+        command: Sequence[str],
+        *,
+        slots: int,
+        stop_grace: float,
+        drain: float,
+    ) -> None:
+        self._store = store
+        self._runner = runner
+        self._command = list(command)
+        self._free = threading.Semaphore(slots)
+        self._stop_grace = stop_grace
+        self._drain = drain
+        self._lock = threading.Lock()
+        self._executions: set[Execution] = set()
+        self._threads: set[threading.Thread] = set()
+        self._is_shutting_down = False
+        self._ended_at: float | None = None
+
+    def shut_down(self) -> None:
+        """Claim nothing more, let runs finish for `drain` seconds, then end them.
+
+        A second call ends them at once. May be called from any thread.
+        """
+        self._runner.drain()
+        if self._is_shutting_down or self._drain <= 0:
+            self._end_runs()
+            return
+        self._is_shutting_down = True
+        timer = threading.Timer(self._drain, self._end_runs)
+        timer.daemon = True
+        timer.start()
+
+    def serve(self) -> None:
+        """Claim and execute until the runner drains and its last run has been reported."""
+        pause = BACK_OFF[0]
+        while not self._runner.is_draining:
+            if not self._free.acquire(timeout=0.5):
+                continue
+            try:
+                claim = self._runner.claim(timeout=LOOK_AGAIN)
+                pause = BACK_OFF[0]
+            except StorageError as error:
+                claim = None
+                if not error.retryable:
+                    raise
+                log.warning("runner %s cannot claim: %s", self._runner.runner_id, error)
+                time.sleep(random.uniform(BACK_OFF[0], pause))
+                pause = min(2 * pause, BACK_OFF[1])
+            if claim is None:
+                self._free.release()
+            else:
+                self._begin(claim)
+        self._finish()
+
+    def _begin(self, claim: Claim) -> None:
+        thread = threading.Thread(
+            target=self._serve_one, args=(claim,), name=f"runqueue-{claim.fence.run_id}"
+        )
+        with self._lock:
+            self._threads.add(thread)
+        thread.start()
+
+    def _finish(self) -> None:
+        with self._lock:
+            left = len(self._threads)
+        if left:
+            log.info("runner %s drains; runs at work: %d", self._runner.runner_id, left)
+        while True:
+            with self._lock:
+                thread = next(iter(self._threads), None)
+            if thread is None:
+                return
+            thread.join()
+
+    def _end_runs(self) -> None:
+        self._ended_at = time.monotonic()
+        with self._lock:
+            executions = list(self._executions)
+        for execution in executions:
+            execution.stop()
+
+    def _serve_one(self, claim: Claim) -> None:
+        run_id = claim.fence.run_id
+        try:
+            self._execute(claim)
+        except (StaleClaim, RunNotFound) as refusal:
+            log.warning("run %s: report refused: %s", run_id, refusal)
+        except StorageError as error:
+            log.error("run %s: not reported: %s", run_id, error)
+        except Exception:
+            log.exception("run %s: the runner failed", run_id)
+            self._insist(lambda: claim.fail("the runner failed; its log says why"))
+        finally:
+            self._store.close()
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+            self._free.release()
+
+    def _execute(self, claim: Claim) -> None:
+        try:
+            self._insist(claim.start)
+        except IllegalMove:  # a stop came first: there is nothing to end yet
+            self._insist(claim.confirm_stop)
+            return
+        run = claim.run
+        log.info("run %s of session %s started", run.run_id, run.session_id)
+        began = time.monotonic()
+        execution = Execution(
+            self._command,
+            prompt=run.prompt,
+            env=self._environment(run),
+            cwd=run.project_dir or self._runner.capabilities.project_dir,
+            stop_grace=self._stop_grace,
+        )
+        with self._lock:
+            self._executions.add(execution)
+        try:
+            if self._ended_at is not None:  # ended between the claim and now
+                execution.stop()
+            claim.on_stop(execution.stop)
+            outcome = execution.wait()
+        finally:
+            with self._lock:
+                self._executions.discard(execution)
+        assert outcome is not None
+        # Its error may quote the agent, so only the exit status is fit for a log.
+        log.info(
+            "run %s %s after %.1f s (exit status %s)",
+            run.run_id,
+            outcome.kind,
+            time.monotonic() - began,
+            outcome.exit_status,
+        )
+        self._insist(lambda: self._report(claim, outcome))
+
+    def _report(self, claim: Claim, outcome: Outcome) -> None:
+        if outcome.kind == "completed":
+            claim.complete(outcome.result)
+        elif outcome.kind == "failed":
+            claim.fail(outcome.error or "the command failed")
+        else:
+            try:
+                claim.confirm_stop()
+            except IllegalMove:  # nobody asked for it but this runner's own end
+                runner_id = self._runner.runner_id
+                claim.fail(f"runner {runner_id} was shut down before the run had ended")
+
+    def _insist(self, report: Callable[[], None]) -> None:
+        """Repeat a report until the database takes or refuses it: the work is done already."""
+        pause = BACK_OFF[0]
+        while True:
+            try:
+                report()
+                return
+            except StorageError as error:
+                ended_at = self._ended_at
+                is_late = ended_at is not None and time.monotonic() - ended_at > LAST_WORD
+                if not error.retryable or is_late:
+                    raise
+                log.warning("a report waits for the database: %s", error)
+            time.sleep(random.uniform(BACK_OFF[0], pause))
+            pause = min(2 * pause, BACK_OFF[1])
+
+    def _environment(self, run: Run) -> dict[str, str]:
+        environment = dict(os.environ)
+        known = {
+            "RUNQUEUE_RUN_ID": run.run_id,
+            "RUNQUEUE_SESSION_ID": run.session_id,
+            "RUNQUEUE_RUN_TYPE": run.type,
+            "RUNQUEUE_AGENT_NAME": run.agent_name,
+            "RUNQUEUE_DB": self._store.url,
+        }
+        for name, value in known.items():
+            if value is None:
+                environment.pop(name, None)  # a runner may itself be executed by a run
+            else:
+                environment[name] = value
+        return environment
