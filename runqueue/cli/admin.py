@@ -123,7 +123,8 @@ def demo(keep: Path | None) -> int:
     """Watch real runs being claimed, executed, timed out and stopped, for half a minute."""
     from runqueue import demo as show
 
-    return show.main(keep)
+    code: int = show.main(keep)
+    return code
 
 
 @click.command()

@@ -66,6 +66,20 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def let_go(fifo: Path, line: str) -> None:
+    """Write a line to the process that opens the fifo for reading, once it does."""
+    opened: list[int] = []
+
+    def has_reader() -> bool:
+        with contextlib.suppress(OSError):
+            opened.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    wait_until(has_reader)
+    os.write(opened[0], line.encode())
+    os.close(opened[0])
+
+
 def start(
     *command: str,
     prompt: str = "",
@@ -206,9 +220,9 @@ def test_command_that_closes_its_output_is_waited_for(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     execution = start("sh", "-c", 'echo before; exec >&- 2>&-; read line <"$0"; exit 4', str(fifo))
-    with open(fifo, "w") as gate:  # Opens when the command has closed its output.
-        assert execution.wait(0) is None
-        gate.write("go\n")
+    wait_until(lambda: execution.last_output_at)
+    assert execution.wait(0.1) is None
+    let_go(fifo, "go\n")
     assert end_of(execution).exit_status == 4
 
 
@@ -270,15 +284,16 @@ def test_command_has_exactly_the_given_environment(extra: dict[str, str]) -> Non
 
 def test_command_has_default_signals_and_only_its_three_pipes() -> None:
     """Neither ignored or blocked signals nor the control pipe reach the command."""
-    script = "grep -E 'Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd"
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
-        result = run("sh", "-c", script).result
+        # Without a shell between, which may set the mask itself.
+        signals = run("grep", "-E", "Sig(Blk|Ign)", "/proc/self/status").result
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    # The fourth descriptor is the folder that `ls` reads.
     zeros = "0" * 16
-    assert result == f"SigBlk:\t{zeros}\nSigIgn:\t{zeros}\n0\n1\n2\n3\n"
+    assert signals == f"SigBlk:\t{zeros}\nSigIgn:\t{zeros}\n"
+    # The fourth descriptor is the folder that `ls` reads.
+    assert run("ls", "/proc/self/fd").result == "0\n1\n2\n3\n"
 
 
 def test_last_output_is_noted_from_both_streams(token: str) -> None:
@@ -365,9 +380,8 @@ def test_command_that_cleans_up_with_other_commands_is_left_to_it(tmp_path: Path
     execution = start("sh", "-c", script, str(note), str(fifo))
     wait_until(lambda: execution.last_output_at)
     execution.stop()
-    with open(fifo, "w") as gate:  # Opens when the clean-up has begun.
-        assert execution.wait(0.3) is None
-        gate.write("clean\n")
+    assert execution.wait(0.3) is None
+    let_go(fifo, "clean\n")
     assert end_of(execution).kind == "stopped"
     assert note.read_text() == "clean\n"
 
@@ -416,6 +430,22 @@ def test_stop_after_the_end_of_the_command_does_not_change_the_outcome(token: st
     assert end_of(execution) == Outcome("completed", "result\n", None, 0)
 
 
+def test_end_of_the_command_that_comes_with_a_stop_counts_as_its_end(tmp_path: Path) -> None:
+    """When the supervisor sees both at once, the command was over before the stop was seen."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    execution = start("sh", "-c", 'echo $$; read line <"$0"', str(fifo))
+    wait_until(lambda: execution.last_output_at)
+    supervisor = psutil.Process(execution.pid)
+    (command,) = supervisor.children()
+    supervisor.suspend()
+    let_go(fifo, "go\n")
+    wait_until(lambda: is_gone(command.pid))
+    execution.stop()
+    supervisor.resume()
+    assert end_of(execution) == Outcome("completed", f"{command.pid}\n", None, 0)
+
+
 def test_death_of_the_runner_ends_the_processes_of_its_runs(token: str) -> None:
     """kill -9 of a runner: nothing goes on unowned, daemons included."""
     helper = """
@@ -456,6 +486,33 @@ def test_death_of_the_supervisor_is_a_failure_and_ends_the_command(token: str) -
         None,
     )
     wait_until(lambda: not users(token))
+
+
+def test_command_does_not_outlive_its_supervisor_when_the_runner_cannot_help(token: str) -> None:
+    """The kernel ends the command when its supervisor dies."""
+    helper = """
+import sys
+from runqueue.executor import Execution
+run = Execution(["sleep", sys.argv[1]], prompt="", env={"PATH": sys.argv[2]}, cwd=None,
+                stop_grace=20)
+print(run.pid, flush=True)
+run.wait()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", helper, token, PATH],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as runner:
+        assert runner.stdout is not None
+        supervisor = int(runner.stdout.readline())
+        wait_until(lambda: sleeping(token))
+        psutil.Process(runner.pid).suspend()
+        os.kill(supervisor, signal.SIGKILL)
+        try:
+            wait_until(lambda: not sleeping(token))
+        finally:
+            runner.kill()
 
 
 def test_supervisor_outlives_the_signals_of_a_terminal(token: str) -> None:
