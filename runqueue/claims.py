@@ -139,12 +139,6 @@ class Claim:
             if self._on_stop is not None:
                 self._on_stop()
 
-    def start_if_needed(self) -> None:
-        """Start, unless it was started or a stop was requested first."""
-        if not self._is_started:
-            with suppress(IllegalMove):
-                self.start()
-
     def complete(self, result: str | None = None) -> None:
         """Report success and the result."""
         self._end("complete", result=_storable(result))
@@ -203,17 +197,30 @@ class Claim:
         else:
             report()
 
-    def _end(self, name: str, **values: Any) -> None:
-        self._report(name, self._now(), **values)
+    def complete_with_others(self, result: str | None) -> None:
+        """Start if needed and complete, within the transaction of `finish_many`."""
+        now = self._now()
+        if not self._is_started:
+            with suppress(IllegalMove):  # a stop came first, and the work is done all the same
+                session_id = moves.make_owned(self._store, "start", self.fence, now=now)
+                start_session(self._store, session_id, self._place, now)
+        values = {"result": _storable(result)}
+        moves.make_owned(self._store, "complete", self.fence, now=now, **values)
+
+    def end(self) -> None:
+        """Note that there is nothing left to report."""
         self.is_over = True
         self._ended(self)
+
+    def _end(self, name: str, **values: Any) -> None:
+        self._report(name, self._now(), **values)
+        self.end()
 
     def _report(self, name: str, now: str, **values: Any) -> str:
         try:
             return moves.make_owned(self._store, name, self.fence, now=now, **values)
         except (StaleClaim, RunNotFound):
-            self.is_over = True
-            self._ended(self)
+            self.end()
             raise
 
 
@@ -222,14 +229,16 @@ def finish_many(store: Store, finished: Iterable[tuple[Claim, str | None]]) -> l
 
     Returns the claims that were refused, because they were lost; the others are completed.
     """
-    refused = []
+    done, refused = [], []
     with store.transaction():
         for claim, result in finished:
+            done.append(claim)
             try:
-                claim.start_if_needed()
-                claim.complete(result)
+                claim.complete_with_others(result)
             except (StaleClaim, RunNotFound):
                 refused.append(claim)
+    for claim in done:  # only now is it true
+        claim.end()
     return refused
 
 
@@ -238,9 +247,9 @@ def start_session(store: Store, session_id: str, place: Capabilities, now: str) 
 
     Runs that were enqueued before they could inherit the home get it now.
     """
-    store.change(statements.RESUME_SESSION, session_id=session_id, now=now)
     home = {key: place.of(key) for key in demands.PLACE}
-    if not store.run(statements.BIND_SESSION, session_id=session_id, **home):
+    if not store.change(statements.BIND_SESSION, session_id=session_id, now=now, **home):
+        store.change(statements.RESUME_SESSION, session_id=session_id, now=now)
         return
     wanted = {key: value for key, value in home.items() if value}
     for run_id, text in store.run(statements.PENDING_OF_SESSION, session_id=session_id):

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
@@ -100,9 +101,10 @@ class Daemon:
             self._work()
         except Exception as error:  # noqa: BLE001 - whatever it is, the next tick must come
             self._tell(error)
+            # The next tick begins with a new connection; a lost one would stay lost.
+            with suppress(Exception):
+                self._queue.close()
             return
-        finally:
-            self._queue.close()
         if self._failures:
             log.warning("the sweep works again after %d failures", self._failures)
         self._failures, self._cause = 0, ""

@@ -33,6 +33,8 @@ _PRAGMAS: Final = {
     "synchronous": "full",
     "foreign_keys": 1,
     "journal_size_limit": 16 * 1024 * 1024,
+    # A statement with triggers keeps a journal of its own; in memory it costs a third less.
+    "temp_store": "memory",
 }
 
 

@@ -105,6 +105,8 @@ def _refused(store: Store, name: str, run_id: str) -> RunqueueError:
 
 
 def _illegal(name: str, run_id: str, status: str) -> IllegalMove:
+    if status in {terminal.value for terminal in TERMINAL}:
+        return IllegalMove(f"run {run_id} has ended already: it is {status}")
     sources = " or ".join(source.value for source in Status if source in MOVES[name].sources)
     done = _PARTICIPLES.get(name, name.rstrip("e") + "ed")
     return IllegalMove(f"run {run_id} is {status}; only one that is {sources} can be {done}")

@@ -263,7 +263,8 @@ class Runner:
         try:
             while not self._closed.wait(self._pause(failing)):
                 try:
-                    self._beat()
+                    if not self._beat():
+                        return
                     if failing:
                         log.warning("runner %s: the heartbeat is back", self.runner_id)
                     failing = False
@@ -280,34 +281,39 @@ class Runner:
     def _pause(self, failing: bool) -> float:
         return min(1.0, self._lease / 10) if failing else self._lease / BEATS_PER_LEASE
 
-    def _beat(self) -> None:
+    def _beat(self) -> bool:
+        """Beat once; return whether this runner still exists."""
         sent = time.monotonic()
+        was_silent = False
         with self._store.transaction():
             now = self._now()
             row = self._row()
-            if row is None:
-                log.error("runner %s was removed or replaced; it ends", self.runner_id)
-                self.drain()
-                self._end_agents()
-                return
-            state, lease_until = row
-            if lease_until <= now:
-                # Others may have taken what it held; what they did not take yet must not be
-                # revived by this beat, for the agents are being ended.
-                log.warning("runner %s was silent for longer than its lease", self.runner_id)
-                self._end_agents()
-                self._give_up(f"runner {self.runner_id} was silent for longer than its lease")
-            self._store.change(
-                statements.BEAT,
-                now=now,
-                lease_until=clock.shift(now, self._agreed_lease(now)),
-                runner_id=self.runner_id,
-                incarnation=self.incarnation,
-            )
+            if row is not None:
+                was_silent = row[1] <= now
+                if was_silent:
+                    # Others may have taken what it held; what they did not take yet must not
+                    # be revived by this beat, for its agents are ended.
+                    self._give_up(f"runner {self.runner_id} was silent for longer than its lease")
+                self._store.change(
+                    statements.BEAT,
+                    now=now,
+                    lease_until=clock.shift(now, self._agreed_lease(now)),
+                    runner_id=self.runner_id,
+                    incarnation=self.incarnation,
+                )
+        if row is None:
+            log.error("runner %s was removed or replaced; it ends", self.runner_id)
+            self._end_agents()
+            self.drain()
+            return False
+        if was_silent:
+            log.warning("runner %s was silent for longer than its lease", self.runner_id)
+            self._end_agents()
         self._beaten_at = sent
-        if state == "draining" and not self._draining.is_set():
+        if row[0] == "draining" and not self._draining.is_set():
             log.info("runner %s drains, as asked", self.runner_id)
             self.drain()
+        return True
 
     def _end_agents(self) -> None:
         for claim in self.held:

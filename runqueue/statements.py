@@ -198,18 +198,15 @@ DEMAND_TEXTS: Final = Statement(_demand_texts)
 
 def _bind_session() -> Any:
     """Give a session its home, once: the place of the runner that first starts a run of it."""
-    return (
-        Session.update(
-            {
-                Session.hostname: hole("hostname"),
-                Session.executor_type: hole("executor_type"),
-                Session.home_dir: hole("project_dir"),
-                Session.project_dir: fn.COALESCE(Session.project_dir, hole("project_dir")),
-            }
-        )
-        .where(Session.session_id == hole("session_id"), Session.hostname.is_null())
-        .returning(Session.session_id)
-    )
+    return Session.update(
+        {
+            Session.hostname: hole("hostname"),
+            Session.executor_type: hole("executor_type"),
+            Session.home_dir: hole("project_dir"),
+            Session.project_dir: fn.COALESCE(Session.project_dir, hole("project_dir")),
+            Session.last_resumed_at: hole("now"),
+        }
+    ).where(Session.session_id == hole("session_id"), Session.hostname.is_null())
 
 
 BIND_SESSION: Final = Statement(_bind_session)

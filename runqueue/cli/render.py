@@ -80,7 +80,9 @@ def emit(
     elif output == "id":
         for row in rows:
             click.echo(printable(row[key]))
-    elif rows:
+    elif not rows:
+        click.echo("(none)", err=True)
+    else:
         table([[shown(row).get(column) for column in columns] for row in rows], columns)
 
 

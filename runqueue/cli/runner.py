@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -96,11 +97,19 @@ def runner(
         tags=tags,
         properties=gather(properties),
     ) as registered:
+        logging.getLogger("runqueue.runner").info(
+            "runner %s serves %s; slots: %d, tags: %s",
+            registered.runner_id,
+            queue.store.url,
+            slots,
+            " ".join(tags) or "none",
+        )
         work = Slots(
             queue.store, registered, command, slots=slots, stop_grace=stop_grace, drain=drain
         )
         with on_ending(work.shut_down):
             work.serve()
+    logging.getLogger("runqueue.runner").info("runner %s ended", registered.runner_id)
 
 
 def main() -> None:
