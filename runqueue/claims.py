@@ -168,7 +168,12 @@ class Claim:
         return not is_owner or status not in (Status.CLAIMED.value, Status.RUNNING.value)
 
     def __enter__(self) -> Run:
-        self.start()
+        """Start. Raises StaleClaim when a stop came first, which is then confirmed."""
+        try:
+            self.start()
+        except IllegalMove as error:
+            self.confirm_stop()
+            raise StaleClaim(f"run {self.run.run_id} was stopped before it started") from error
         return self.run
 
     def __exit__(
@@ -254,8 +259,8 @@ def start_session(store: Store, session_id: str, place: Capabilities, now: str) 
     wanted = {key: value for key, value in home.items() if value}
     for run_id, text in store.run(statements.PENDING_OF_SESSION, session_id=session_id):
         try:
-            merged = demands.canonical(demands.merge(wanted, demands.parse(text)))
-        except ValueError:  # contradicts the home, or was malformed: `why` says so
+            merged = demands.canonical(demands.both(wanted, demands.parse(text)))
+        except ValueError:  # malformed by hand: nobody claims it, and `why` says so
             continue
         store.change(statements.SET_DEMANDS, run_id=run_id, demands=merged)
 

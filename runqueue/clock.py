@@ -15,8 +15,6 @@ from typing import Final
 
 Clock = Callable[[], datetime]
 
-FORMAT: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
-
 FOREVER: Final = "9999-12-31T23:59:59.999999Z"
 """The last time that the format can express."""
 
@@ -51,7 +49,7 @@ def from_text(text: str) -> datetime:
     if match is None:
         raise ValueError(f"not a time in UTC: {text[:40]!r}")
     fraction = (match[1] or "").ljust(6, "0")
-    return datetime.strptime(f"{text[:19]}.{fraction}Z", FORMAT).replace(tzinfo=timezone.utc)
+    return datetime.fromisoformat(f"{text[:19]}.{fraction}+00:00")
 
 
 def shift(text: str, seconds: float) -> str:
@@ -69,9 +67,9 @@ def seconds_between(earlier: str, later: str) -> float:
 
 def is_duration(value: object) -> bool:
     """Whether a value is a finite, non-negative number of seconds."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
-    )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value) and value >= 0
+    except OverflowError:  # a whole number that no float can hold
+        return False

@@ -159,12 +159,20 @@ class Store:
         compiled = self._compiled.get(statement)
         if compiled is None:
             compiled = self._compiled[statement] = statement.compile(self.database)
-        return self.database.execute_sql(compiled.sql, compiled.parameters(values))
+        parameters = compiled.parameters(values)
+        try:
+            return self.database.execute_sql(compiled.sql, parameters)
+        except UnicodeEncodeError:
+            # What is stored was checked; this is an id to look for with half a character in it,
+            # which no row can have: in another form it is not found, too.
+            parameters = [_encodable(value) for value in parameters]
+            return self.database.execute_sql(compiled.sql, parameters)
 
     def query(self, query: Any) -> list[tuple[Any, ...]]:
         """Execute a query that is built for one call, such as a filtered list."""
         with translated_errors():
-            cursor = self.database.execute(query)
+            sql, parameters = query.bind(self.database).sql()
+            cursor = self.database.execute_sql(sql, [_encodable(value) for value in parameters])
             return cursor.fetchall() if cursor.description else []
 
     def version_of_data(self) -> int:
@@ -204,6 +212,12 @@ class Store:
         self.database.dispose()
 
 
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
+
+
 _opened: weakref.WeakSet[Store] = weakref.WeakSet()
 _inherited: list[Any] = []
 
@@ -239,9 +253,11 @@ def open_store(target: str | peewee.Database, *, busy_timeout: float, create: bo
 def _sqlite_path(url: str) -> Path:
     scheme, separator, rest = url.partition("://")
     if not separator:
+        # What is no URL may be the password of one.
+        is_path = not set(url) & set("@=: ")
         raise errors.ConfigurationError(
-            f"{without_password(url)} is not a database URL; write sqlite:///{url.lstrip('/')}"
-            if "@" not in url
+            f"{url} is not a database URL; write sqlite:///{url}"
+            if is_path
             else "the database URL has no scheme; write sqlite:///PATH"
         )
     if scheme in ("postgresql", "postgres"):
@@ -251,13 +267,17 @@ def _sqlite_path(url: str) -> Path:
     if scheme != "sqlite":
         raise errors.ConfigurationError(f"unknown database scheme {scheme[:20]!r}; use sqlite://")
     if not rest.startswith("/") or len(rest) < 2:
-        raise errors.ConfigurationError(f"{url} names no file; write sqlite:///PATH")
+        raise errors.ConfigurationError(
+            f"{without_password(url)} names no file; write sqlite:///PATH"
+        )
     if rest == "/:memory:":
         raise errors.ConfigurationError(
             "an in-memory database cannot be shared by processes; name a file"
         )
     if "?" in rest or "#" in rest:
-        raise errors.ConfigurationError(f"{url} has options, which sqlite:// does not take")
+        raise errors.ConfigurationError(
+            f"{without_password(url)} has options behind ? or #, which sqlite:// does not take"
+        )
     path = unquote(rest[1:])
     if "\0" in path:
         raise errors.ConfigurationError("the database's path holds a NUL character")
@@ -266,12 +286,13 @@ def _sqlite_path(url: str) -> Path:
 
 
 def without_password(url: str) -> str:
-    """Return a database URL fit for a message."""
+    """Return a database URL fit for a message: without password and options."""
     scheme, separator, rest = url.partition("://")
-    if "@" not in rest:
+    if not separator:
         return url
-    user, _, host = rest.rpartition("@")
-    return f"{scheme}{separator}{user.partition(':')[0]}@{host.partition('?')[0]}"
+    rest = rest.partition("?")[0].partition("#")[0]
+    user, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{user.partition(':')[0]}{at}{host}"
 
 
 def _prepare_file(path: Path) -> None:
@@ -294,13 +315,15 @@ def _prepare_file(path: Path) -> None:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, wanted)
         except FileExistsError:
-            _close_to_the_world(path)
+            _check_file(path)
             return
         try:
             os.fchmod(handle, wanted)  # the umask may have taken the group's rights
         finally:
             os.close(handle)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise errors.ConfigurationError(f"the link {path} leads to no file") from None
         raise errors.ConfigurationError(f"the directory {parent} does not exist") from None
     except (PermissionError, NotADirectoryError, OSError) as error:
         raise errors.ConfigurationError(
@@ -312,7 +335,7 @@ def _default_directory() -> Path:
     return _sqlite_path(settings.default_url({**os.environ, "RUNQUEUE_DB": ""})).parent
 
 
-def _close_to_the_world(path: Path) -> None:
+def _check_file(path: Path) -> None:
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise errors.ConfigurationError(f"the database {path} is a directory")
@@ -320,11 +343,16 @@ def _close_to_the_world(path: Path) -> None:
         raise errors.ConfigurationError(f"the database {path} is not a regular file")
     if not os.access(path, os.R_OK | os.W_OK):
         raise errors.ConfigurationError(f"the database {path} may not be read and written by you")
-    for side in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+
+
+def close_to_the_world(store: Store) -> None:
+    """Take everybody else's rights on a database that somebody created open."""
+    for end in ("", "-wal", "-shm"):
+        path = Path(f"{store.database.database}{end}")
         try:
-            mode = stat.S_IMODE(side.stat().st_mode)
-            if mode & 0o007 and side.stat().st_uid == os.geteuid():
-                side.chmod(mode & ~0o007)
+            status = path.stat()
+            if status.st_mode & 0o007 and status.st_uid == os.geteuid():
+                path.chmod(stat.S_IMODE(status.st_mode) & ~0o007)
         except FileNotFoundError:
             continue
 

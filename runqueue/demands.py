@@ -75,7 +75,9 @@ def validate(demands: Mapping[str, Any] | None) -> Demands:
         if not isinstance(key, str) or not key:
             raise InvalidRun("every demand needs a name that is a non-empty string")
         check_name(key, "the name of a demand")
-        if value is None or value == "" or value == []:
+        if isinstance(value, (set, frozenset, tuple)):
+            value = list(value)
+        if _asks_nothing(value):
             continue
         checked[key] = _validate_value(key, value)
     if len(canonical(checked).encode()) > MAX_BYTES:
@@ -86,8 +88,6 @@ def validate(demands: Mapping[str, Any] | None) -> Demands:
 def _validate_value(key: str, value: Any) -> Demand:
     if key in PLACE and not isinstance(value, str):
         raise InvalidRun(f"the demand {key} must be a string, not {type(value).__name__}")
-    if isinstance(value, (set, frozenset, tuple)):
-        value = list(value)
     if key == "tags":
         if not isinstance(value, list):
             raise InvalidRun(f"the demand tags must be a list, not {type(value).__name__}")
@@ -96,7 +96,7 @@ def _validate_value(key: str, value: Any) -> Demand:
         if not all(isinstance(tag, str) and tag for tag in value):
             raise InvalidRun("every tag must be a non-empty string")
     if isinstance(value, list):
-        return sorted({_scalar(key, item) for item in value}, key=_sort_key)
+        return _together(_scalar(key, item) for item in value)
     # A directory is a path, not a name; the limit of the whole text holds for it.
     return value if key == "project_dir" and check_text(value, key) else _scalar(key, value)
 
@@ -116,8 +116,14 @@ def _scalar(key: str, value: Any) -> Scalar:
     )
 
 
-def _sort_key(value: Scalar) -> tuple[str, str]:
-    return type(value).__name__, str(value)
+def _together(values: Iterable[Any]) -> list[Any]:
+    """The values, each once, in one order; by their JSON, for to Python 1 and True are one."""
+    by_text = {json.dumps(value): value for value in values}
+    return [by_text[text] for text in sorted(by_text)]
+
+
+def _asks_nothing(value: Any) -> bool:
+    return value is None or value == "" or value == []
 
 
 def check_name(value: str, what: str) -> None:
@@ -152,10 +158,13 @@ def parse(text: str | None) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("demands are not a JSON object")
+        canonical(value).encode()
     except RecursionError:
         raise ValueError("demands are nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError("demands are not a JSON object")
+    except UnicodeEncodeError:
+        raise ValueError("demands hold a lone surrogate, which is not text") from None
     return value
 
 
@@ -177,10 +186,16 @@ def merge(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     """
     merged = dict(first)
     for key, value in later.items():
-        if key not in merged or merged[key] == value:
+        if _asks_nothing(value):
+            continue
+        if (
+            key not in merged
+            or _asks_nothing(merged[key])
+            or json.dumps(merged[key]) == json.dumps(value)
+        ):
             merged[key] = value
         elif isinstance(merged[key], list) and isinstance(value, list):
-            merged[key] = sorted({*merged[key], *value}, key=_sort_key)
+            merged[key] = _together([*merged[key], *value])
         else:
             raise InvalidRun(
                 f"the demand {key} {json.dumps(value)} contradicts {json.dumps(merged[key])}, "
@@ -189,11 +204,28 @@ def merge(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def both(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both demands together, also where they contradict each other.
+
+    Of two values that no runner can have at once a list is made, which none can satisfy either:
+    the run then waits for nobody, and `why` shows the two.
+    """
+    joined = {}
+    for key in {**first, **later}:
+        values = [source[key] for source in (first, later) if not _asks_nothing(source.get(key))]
+        lists = [value if isinstance(value, list) else [value] for value in values]
+        flat = [item for items in lists for item in items]
+        is_list = any(isinstance(value, list) for value in values)
+        together = _together(flat)
+        joined[key] = together if is_list or len(together) > 1 else together[0] if flat else None
+    return joined
+
+
 def unmet(demands: Mapping[str, Any], runner: Capabilities) -> list[Unmet]:
     """Return the demands that a runner does not meet; an empty list means that it may claim."""
     missing = []
     for key, wanted in demands.items():
-        if wanted is None or wanted == "" or wanted == []:
+        if _asks_nothing(wanted):
             continue
         has = runner.of(key)
         if not _is_met(key, wanted, has):

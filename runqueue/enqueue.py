@@ -50,7 +50,7 @@ def check(
 ) -> Request:
     """Return the request. Raises InvalidRun, in one sentence, for what cannot become a run."""
     _check_prompt(prompt, max_prompt)
-    if execution_mode not in {mode.value for mode in ExecutionMode}:
+    if execution_mode not in [mode.value for mode in ExecutionMode]:
         modes = ", ".join(mode.value for mode in ExecutionMode)
         raise InvalidRun(f"unknown execution mode {str(execution_mode)[:40]!r}; use {modes}")
     wanted = matching.validate(demands)
@@ -183,9 +183,13 @@ def _same(found: Run, request: Request) -> Run:
         "timeout_at": _timeout_at(request, found.created_at),
     }
     different = [name for name, value in given.items() if getattr(found, name) != value]
-    # The session's home may have been added to the demands; what was asked for must be there.
     had = matching.parse(found.demands)
-    if any(had.get(key) != value for key, value in request.demands.items()):
+    if resumes:  # the session's home was added to what had been asked for
+        home: dict[str, Any] = {key: had[key] for key in matching.PLACE if key in had}
+        asked = {**home, **request.demands}
+    else:
+        asked = dict(request.demands)
+    if matching.canonical(had) != matching.canonical(asked):
         different.append("demands")
     if different:
         raise InvalidRun(

@@ -11,7 +11,7 @@ from typing import Any
 import peewee
 
 from runqueue import clock, enqueue, moves, reading, retention, schema, sweeper, why
-from runqueue.database import Store, open_store
+from runqueue.database import Store, close_to_the_world, open_store
 from runqueue.enqueue import Request
 from runqueue.errors import RunNotFound, WaitTimeout
 from runqueue.models import Event, Run, Session
@@ -45,6 +45,7 @@ def connect(
     store = open_store(target, busy_timeout=busy_timeout, create=create)
     try:
         schema.upgrade(store)
+        close_to_the_world(store)  # not before it is known to be a database of ours
     except BaseException:
         store.close()
         raise
@@ -130,7 +131,12 @@ class Queue:
     def _add(self, requests: list[Request]) -> list[Run]:
         with self.store.transaction():
             now = self.now()
-            runs = [enqueue.add(self.store, request, now=now) for request in requests]
+            # Runs are served in the order of their times: a microsecond apart, a batch is served
+            # as it was given, and not in the order of its random ids.
+            runs = [
+                enqueue.add(self.store, request, now=clock.shift(now, index / 1_000_000))
+                for index, request in enumerate(requests)
+            ]
         self._bell.ring()
         return runs
 

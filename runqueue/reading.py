@@ -64,7 +64,7 @@ def find(
     if limit is not None:
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
             raise InvalidRun("the limit must be a whole number that is not negative")
-        query = query.limit(limit)
+        query = query.limit(min(limit, 2**62))  # an integer of SQLite's ends at 2**63
     return [Run.from_row(row, names) for row in store.query(query)]
 
 

@@ -150,6 +150,8 @@ class Runner:
         """
         if limit < 1 or not clock.is_duration(timeout):
             raise InvalidRun("claim at least one run, and wait for zero seconds or more")
+        if self._draining.is_set():
+            return []
         self.open()
         deadline = time.monotonic() + timeout
         watch = None

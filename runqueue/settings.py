@@ -87,15 +87,18 @@ def load_env_file(environ: MutableMapping[str, str] | None = None) -> None:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"the settings file {path} cannot be read: {reason}") from None
+    found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         line = line.strip()
         if not line or line[0] in "#;":
             continue
         match = _LINE.fullmatch(line)
-        if match is None:
+        if match is None or "\0" in line:
             raise ConfigurationError(f"line {number} of {path} is not KEY=VALUE")
         name, value = match[1], match[2].strip()
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
         if name.startswith("RUNQUEUE_"):
-            environ.setdefault(name, value)
+            found[name] = value  # of two lines systemd, too, takes the last
+    for name, value in found.items():
+        environ.setdefault(name, value)

@@ -32,18 +32,30 @@ def one_of(column: str, values: tuple[str, ...]) -> str:
     return f"CONSTRAINT {column}_known CHECK ({column} IN ({listed}))"
 
 
-def is_time(column: str) -> str:
+def is_time(column: str, value: str = "") -> str:
     """UTC with up to six decimals, ending in Z or +00:00; anything else would sort wrongly."""
-    digits = "[0-9]"
-    date = f"{digits * 4}-[01]{digits}-[0-3]{digits}"
-    shape = f"{date}T[0-2]{digits}:[0-5]{digits}:[0-5]{digits}"
-    rest = f"replace(substr({column}, 20), '+00:00', 'Z')"
+    value = value or column
+    digit = "[0-9]"
+    date = f"{digit * 4}-{digit * 2}-{digit * 2}"
+    shape = f"{date}T{digit * 2}:{digit * 2}:{digit * 2}"
+    moment = f"substr({value}, 1, 19)"
+    rest = f"replace(substr({value}, 20), '+00:00', 'Z')"
     return (
         f"CONSTRAINT {column}_utc CHECK ({column} IS NULL OR ("
-        f"substr({column}, 1, 19) GLOB '{shape}' AND ({rest} = 'Z' OR "
-        f"({rest} GLOB '.{digits}*Z' AND length({rest}) <= 8 "
+        # What is on no calendar comes back as another moment, or as none. The shape comes
+        # first, for 'now' is a time to strftime, and then it is not deterministic.
+        f"CASE WHEN {moment} GLOB '{shape}' "
+        f"THEN strftime('%Y-%m-%dT%H:%M:%S', {moment}, '+0 days') IS {moment} ELSE 0 END "
+        f"AND ({rest} = 'Z' OR "
+        f"({rest} GLOB '.[0-9]*Z' AND length({rest}) <= 8 "
         f"AND substr({rest}, 2, length({rest}) - 2) NOT GLOB '*[^0-9]*'))))"
     )
+
+
+def is_time_or_naive(column: str) -> str:
+    """Also without a zone, as programs wrote it whose table was adopted; taken for UTC."""
+    has_zone = f"({column} GLOB '*Z' OR {column} GLOB '*+[0-9][0-9]:[0-9][0-9]')"
+    return is_time(column, f"(CASE WHEN {has_zone} THEN {column} ELSE {column} || 'Z' END)")
 
 
 def is_object(column: str) -> str:
@@ -78,10 +90,10 @@ def runs_table(name: str, extra: str = "") -> str:
         waiting INTEGER NOT NULL DEFAULT 0 CHECK (waiting IN (0, 1)){extra})"""
 
 
-def sessions_table(name: str, extra: str = "") -> str:
+def sessions_table(name: str, extra: str = "", default: str = "") -> str:
     return f"""CREATE TABLE {name} (
         session_id TEXT NOT NULL PRIMARY KEY,
-        created_at TEXT NOT NULL {is_time("created_at")},
+        created_at TEXT NOT NULL{default} {is_time_or_naive("created_at")},
         agent_name TEXT,
         project_dir TEXT,
         parent_session_id TEXT REFERENCES sessions (session_id) ON DELETE SET NULL,
@@ -89,7 +101,7 @@ def sessions_table(name: str, extra: str = "") -> str:
         hostname TEXT,
         executor_type TEXT,
         executor_session_id TEXT,
-        last_resumed_at TEXT {is_time("last_resumed_at")},
+        last_resumed_at TEXT {is_time_or_naive("last_resumed_at")},
         home_dir TEXT{extra})"""
 
 
@@ -195,6 +207,15 @@ TRIGGERS = {
     # The stock shell leaves foreign keys off; these hold for every writer.
     "runs_session_insert": f"BEFORE INSERT ON runs {NO_SESSION}",
     "runs_session_update": f"BEFORE UPDATE OF session_id ON runs {NO_SESSION}",
+    "sessions_rename": """BEFORE UPDATE OF session_id ON sessions
+        WHEN NEW.session_id <> OLD.session_id
+            AND (EXISTS (SELECT 1 FROM runs WHERE session_id = OLD.session_id)
+                OR EXISTS (SELECT 1 FROM sessions WHERE parent_session_id = OLD.session_id))
+        BEGIN SELECT RAISE(ABORT, 'FOREIGN KEY constraint failed'); END""",
+    "runs_rename": """BEFORE UPDATE OF run_id ON runs
+        WHEN NEW.run_id <> OLD.run_id
+            AND EXISTS (SELECT 1 FROM run_events WHERE run_id = OLD.run_id)
+        BEGIN SELECT RAISE(ABORT, 'FOREIGN KEY constraint failed'); END""",
     "sessions_delete": """AFTER DELETE ON sessions BEGIN
         DELETE FROM runs WHERE session_id = OLD.session_id;
         UPDATE sessions SET parent_session_id = NULL WHERE parent_session_id = OLD.session_id;
@@ -202,8 +223,8 @@ TRIGGERS = {
     "runs_delete_events": "AFTER DELETE ON runs BEGIN "
     "DELETE FROM run_events WHERE run_id = OLD.run_id; END",
     "runs_order_insert": f"""AFTER INSERT ON runs
-        WHEN NEW.status IN ('pending', 'claimed', 'running', 'stopping')
-            AND ({pending_in("NEW.session_id", "NEW.run_id")} OR {BUSY_NEW})
+        WHEN {pending_in("NEW.session_id", "NEW.run_id")}
+            OR (NEW.status = 'pending' AND {BUSY_NEW})
         BEGIN {order_session("NEW.session_id", "NEW.run_id")} END""",
     # The first WHEN leaves out the claim of a session's first run and the moves from active to
     # active, after which nothing is to be marked.
@@ -265,6 +286,13 @@ def adopt(db: SqliteDatabase, tables: set[str]) -> None:
         raise ConfigurationError("this database has a table runs but no table sessions")
     if "session_id" not in {column.name for column in db.get_columns("sessions")}:
         raise ConfigurationError("the table sessions of this database has no column session_id")
+    for table in ("runs", "sessions"):
+        for _, name, *_, hidden in db.execute_sql(f"PRAGMA table_xinfo({table})").fetchall():
+            if hidden:
+                raise ConfigurationError(
+                    f"the table {table} of this database has the generated column {name}; "
+                    "drop it, for it cannot be kept"
+                )
     for name in ("runners", "run_events", "daemons"):
         if name in tables:
             raise ConfigurationError(f"this database has a table {name} that is not runqueue's")
@@ -288,9 +316,14 @@ def adopt(db: SqliteDatabase, tables: set[str]) -> None:
             raise ConfigurationError(f"this database has a trigger {name} that is not runqueue's")
 
 
+NOW_BY_DEFAULT = " DEFAULT (strftime('%Y-%m-%dT%H:%M:%f000Z', 'now'))"
+
+
 def adopt_sessions(db: SqliteDatabase) -> None:
     old = [column.name for column in db.get_columns("sessions")]
-    db.execute_sql(sessions_table("new_sessions", extra_columns(db, "sessions", old)))
+    # A program whose sessions had no such column goes on writing them without.
+    default = "" if "created_at" in old else NOW_BY_DEFAULT
+    db.execute_sql(sessions_table("new_sessions", extra_columns(db, "sessions", old), default))
     rows = db.execute_sql("SELECT * FROM sessions").fetchall()
     oldest = dict(
         db.execute_sql(
@@ -299,6 +332,8 @@ def adopt_sessions(db: SqliteDatabase) -> None:
     )
     for row in rows:
         values = dict(zip(old, row, strict=True))
+        if values["session_id"] is None:
+            raise ConfigurationError("a session of this database has no session_id; delete it")
         where = f"session {values['session_id']}"
         created = values.get("created_at") or oldest.pop(values["session_id"], None)
         values["created_at"] = time_of(created or now(), where, "created_at")
@@ -372,7 +407,7 @@ def extra_columns(db: SqliteDatabase, table: str, names: list[str]) -> str:
     mine = {line.split()[0] for line in ours.splitlines()[1:]}
     info = db.execute_sql(f"PRAGMA table_info({table})").fetchall()
     return "".join(
-        f', "{name}" {kind}' + ("" if default is None else f" DEFAULT {default}")
+        f', "{name}" {kind}' + ("" if default is None else f" DEFAULT ({default})")
         for _, name, kind, _, default, _ in info
         if name in names and name not in mine
     )
@@ -403,25 +438,31 @@ def time_of(value: object, where: str, name: str) -> str | None:
         text = f"{head}.{digits[:6]:0<6}{rest[len(digits) :]}"
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=timezone.utc)
+        return stamp(moment)
+    except (ValueError, OverflowError):
         raise ConfigurationError(
             f"{where} has the {name} {str(value)[:40]!r}, which is not a time; "
             "correct it and try again"
         ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return stamp(moment)
 
 
 def demands_of(value: object, where: str) -> object:
     if value is None or value == "":
         return None
     try:
-        if isinstance(json.loads(str(value)), dict):
+        # NaN and Infinity are JSON to Python, and to nobody else.
+        parsed = json.loads(str(value), parse_constant=refuse_constant)
+        if isinstance(parsed, dict):
             return value
     except (ValueError, RecursionError):
         pass
     raise ConfigurationError(f"{where} has demands that are no JSON object; correct them and retry")
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def now() -> str:

@@ -1,0 +1,267 @@
+"""A runner's life: it registers, beats, takes over, drains and goes, and leaves nothing open."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+
+import runqueue
+from runqueue import InvalidRun, Queue, Runner, RunnerConflict, Status
+from tests.helpers import (
+    LONG,
+    MovableClock,
+    count,
+    execute_sql,
+    in_another_process,
+    start,
+    status_of,
+    take,
+    wait_until,
+)
+
+ELSEWHERE = "another-boot:1/4711/1.00/abcdef01"
+"""The incarnation of a process that cannot be seen from here."""
+
+
+@pytest.fixture
+def quick(connect: Callable[..., Queue]) -> Queue:
+    """A queue whose runners beat every 20 ms, real time, for a lease of 60 ms of the clock."""
+    return connect(lease=0.06)
+
+
+def runner_column(queue: Queue, column: str) -> object:
+    return execute_sql(queue, f"SELECT {column} FROM runners")[0][0]
+
+
+def register_by_hand(queue: Queue, runner_id: str, lease_until: str) -> None:
+    """Leave a runner's row as a process on another machine would."""
+    execute_sql(
+        queue,
+        "INSERT INTO runners (runner_id, incarnation, registered_at, heartbeat_at, lease_until) "
+        "VALUES (?, ?, ?, ?, ?)",
+        *(runner_id, ELSEWHERE, lease_until, lease_until, lease_until),
+    )
+
+
+def test_a_runner_registers_with_what_it_offers(queue: Queue, clock: MovableClock) -> None:
+    """On entry the runner is in the table, alive for one lease."""
+    with queue.runner("worker", hostname="box", tags=["gpu"], properties={"memory": 64}):
+        columns = "runner_id, hostname, tags, properties, state, registered_at, lease_until"
+        assert execute_sql(queue, f"SELECT {columns} FROM runners") == [
+            ("worker", "box", '["gpu"]', '{"memory":64}', "online", clock.text(), clock.text(30))
+        ]
+
+
+def test_a_clean_exit_removes_the_runner(queue: Queue) -> None:
+    """Nothing is left of a runner that ended, not even a thread."""
+    with queue.runner("worker") as runner:
+        assert runner.is_open
+    assert not runner.is_open
+    assert count(queue, "runners") == 0
+    assert not [one for one in threading.enumerate() if one.name.startswith("runqueue-")]
+
+
+def test_a_runner_that_ends_by_an_exception_is_removed_too(queue: Queue) -> None:
+    """The context is left in order, whatever ended it."""
+    with pytest.raises(ZeroDivisionError), queue.runner("worker"):
+        raise ZeroDivisionError
+    assert count(queue, "runners") == 0
+
+
+def test_opening_and_closing_twice_is_harmless(queue: Queue) -> None:
+    """Only the first of each counts."""
+    runner = queue.runner("worker")
+    runner.open()
+    runner.open()
+    assert count(queue, "runners") == 1
+    runner.close()
+    runner.close()
+    assert count(queue, "runners") == 0
+
+
+def test_a_runner_without_id_or_host_gets_its_own(
+    queue: Queue, open_runner: Callable[..., Runner]
+) -> None:
+    """Ids that nobody chose do not meet; the host is this one."""
+    first, second = open_runner(None), open_runner(None)
+    assert first.runner_id != second.runner_id
+    assert first.hostname == socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"runner_id": ""},
+        {"runner_id": "a\0"},
+        {"runner_id": "a" * 129},
+        {"runner_id": 5},
+        {"tags": "gpu"},
+        {"tags": [""]},
+        {"tags": [5]},
+        {"properties": {"memory": {1, 2}}},
+        {"properties": {"memory": float("nan")}},
+    ],
+    ids=lambda bad: str(bad)[:30],
+)
+def test_a_runner_with_impossible_capabilities_is_refused(
+    queue: Queue, bad: dict[str, object]
+) -> None:
+    """What could not be stored or matched is InvalidRun, and nothing is registered."""
+    with pytest.raises(InvalidRun):
+        queue.runner(**bad).open()
+    assert count(queue, "runners") == 0
+
+
+def test_ending_resolves_what_was_not_reported(
+    queue: Queue, open_runner: Callable[..., Runner]
+) -> None:
+    """Never started goes back, running fails with the reason, stopping is settled."""
+    queue.enqueue_many({"prompt": "x"} for _ in range(3))
+    runner = open_runner()
+    claimed, running, stopping = runner.claim_many(3)
+    running.start()
+    stopping.start()
+    queue.stop(stopping.run.run_id)
+    runner.close()
+    assert status_of(queue, claimed.run) == Status.PENDING
+    assert queue.get(claimed.run.run_id).runner_id is None
+    assert status_of(queue, running.run) == Status.FAILED
+    assert "worker" in queue.get(running.run.run_id).error
+    assert status_of(queue, stopping.run) == Status.STOPPED
+    assert all(one.stop_requested for one in (claimed, running, stopping))
+
+
+def test_a_heartbeat_extends_the_lease(
+    quick: Queue, open_runner: Callable[..., Runner], clock: MovableClock
+) -> None:
+    """A runner goes on being alive without doing anything about it."""
+    open_runner(on=quick)
+    clock.advance(0.05)
+    wait_until(lambda: runner_column(quick, "lease_until") == clock.text(0.06))
+    assert runner_column(quick, "heartbeat_at") == clock.text()
+
+
+def test_a_draining_runner_beats_on(
+    quick: Queue, open_runner: Callable[..., Runner], clock: MovableClock
+) -> None:
+    """What it still holds is alive until it was reported."""
+    quick.enqueue("x")
+    runner = open_runner(on=quick)
+    claim = start(runner)
+    runner.drain()
+    clock.advance(0.05)
+    wait_until(lambda: runner_column(quick, "lease_until") == clock.text(0.06))
+    claim.complete()
+    assert status_of(quick, claim.run) == Status.COMPLETED
+
+
+def test_a_runner_keeps_the_lease_that_a_daemon_wants(
+    queue: Queue, open_runner: Callable[..., Runner], clock: MovableClock
+) -> None:
+    """The daemon says for how long a runner may be silent."""
+    execute_sql(
+        queue,
+        "INSERT INTO daemons (daemon_id, hostname, started_at, tick_at, alive_until, lease) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        *("d", "h", clock.text(), clock.text(), clock.text(5), 7.5),
+    )
+    open_runner()
+    assert runner_column(queue, "lease_until") == clock.text(7.5)
+
+
+def test_a_runner_silent_past_its_lease_gives_up_its_runs(
+    quick: Queue, open_runner: Callable[..., Runner], clock: MovableClock
+) -> None:
+    """Its next beat revives the runner, not its runs: they are resolved, their agents told."""
+    quick.enqueue_many([{"prompt": "x"}, {"prompt": "y"}])
+    runner = open_runner(on=quick)
+    claimed, running = runner.claim_many(2)
+    running.start()
+    told = threading.Event()
+    running.on_stop(told.set)
+    clock.advance(10)
+    assert told.wait(LONG)
+    wait_until(lambda: status_of(quick, running.run) == Status.FAILED)
+    assert "silent" in quick.get(running.run.run_id).error
+    assert status_of(quick, claimed.run) == Status.PENDING
+    assert claimed.stop_requested
+    wait_until(lambda: runner_column(quick, "lease_until") == clock.text(0.06))
+    assert not runner.is_draining
+    assert take(runner).run.run_id == claimed.run.run_id
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["DELETE FROM runners", "UPDATE runners SET incarnation = 'another'"],
+    ids=["removed", "replaced"],
+)
+def test_a_runner_that_was_removed_or_replaced_ends(
+    quick: Queue, open_runner: Callable[..., Runner], sql: str
+) -> None:
+    """It learns of it by its next beat: it drains, and its agents are told to stop."""
+    quick.enqueue("x")
+    runner = open_runner(on=quick)
+    told = threading.Event()
+    start(runner).on_stop(told.set)
+    execute_sql(quick, sql)
+    assert told.wait(LONG)
+    assert runner.is_draining
+    runner.close()
+    assert count(quick, "runners") == (0 if sql.startswith("DELETE") else 1)
+
+
+def test_a_second_runner_with_a_live_ones_id_is_refused(
+    queue: Queue, runner: Runner, connect: Callable[..., Queue]
+) -> None:
+    """Two of one id would share runs: the second is refused, and the first undisturbed."""
+    queue.enqueue("x")
+    claim = start(runner)
+    with pytest.raises(RunnerConflict):
+        connect().runner("worker").open()
+    assert status_of(queue, claim.run) == Status.RUNNING
+    assert count(queue, "runners") == 1
+
+
+def test_a_second_process_with_a_live_runners_id_is_refused(database_url: str) -> None:
+    """The same holds between processes, by the system's clock."""
+    code = "try: queue.runner('worker').open()\nexcept runqueue.RunnerConflict: print('refused')"
+    with runqueue.connect(database_url) as queue, queue.runner("worker"):
+        assert in_another_process(database_url, code) == "refused\n"
+
+
+def test_a_restarted_runner_takes_over_from_its_dead_process_at_once(database_url: str) -> None:
+    """It sees that its predecessor is dead and resolves its runs without waiting for the lease."""
+    code = """
+runs = queue.enqueue_many({"prompt": str(number)} for number in range(3))
+runner = queue.runner("worker")
+runner.open()
+claimed, running, stopping = runner.claim_many(3)
+running.start(); stopping.start(); queue.stop(stopping.run.run_id)
+print(claimed.run.run_id, running.run.run_id, stopping.run.run_id, flush=True)
+os._exit(1)
+"""
+    with runqueue.connect(database_url) as queue:
+        claimed, running, stopping = in_another_process(database_url, code).split()
+        assert queue.get(running).status == Status.RUNNING
+        with queue.runner("worker"):
+            assert queue.get(claimed).status == Status.PENDING
+            assert queue.get(running).status == Status.FAILED
+            assert "restarted" in queue.get(running).error
+            assert queue.get(stopping).status == Status.STOPPED
+            assert count(queue, "runners") == 1
+
+
+def test_a_runner_elsewhere_keeps_its_id_for_its_lease(
+    queue: Queue, open_runner: Callable[..., Runner], clock: MovableClock
+) -> None:
+    """A process that cannot be seen is alive until its lease is over, and then replaced."""
+    register_by_hand(queue, "worker", clock.text(1))
+    with pytest.raises(RunnerConflict):
+        queue.runner("worker").open()
+    clock.advance(1)
+    open_runner("worker")
+    assert runner_column(queue, "incarnation") != ELSEWHERE
+    assert runner_column(queue, "registered_at") == clock.text()

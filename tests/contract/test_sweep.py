@@ -1,0 +1,214 @@
+"""The tick's first half: runs expire on the microsecond, with an error that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta, timezone
+
+import pytest
+
+from runqueue import Queue, Runner, Status, Sweep
+from tests.helpers import (
+    MICROSECOND,
+    MovableClock,
+    events_of,
+    ids,
+    row_of,
+    start,
+    status_of,
+    take,
+    together,
+)
+
+
+def test_a_sweep_of_nothing_does_nothing(queue: Queue, runner: Runner) -> None:
+    """A tick with nothing due changes no run, and is falsy."""
+    queue.enqueue("x", timeout=60)
+    queue.enqueue("y")
+    start(runner)
+    swept = queue.sweep()
+    assert swept == Sweep(expired=0, settled=0, lost=0, released=0)
+    assert not swept
+
+
+def test_a_run_does_not_expire_a_microsecond_before_its_timeout(
+    queue: Queue, clock: MovableClock
+) -> None:
+    """A run has all of its time."""
+    run = queue.enqueue("x", timeout=5)
+    clock.advance(5 - MICROSECOND)
+    assert queue.sweep().expired == 0
+    assert status_of(queue, run) == Status.PENDING
+
+
+def test_a_run_expires_at_exactly_its_timeout(queue: Queue, clock: MovableClock) -> None:
+    """At timeout_at the run fails, at that time and with an error."""
+    run = queue.enqueue("x", timeout=5)
+    clock.advance(5)
+    swept = queue.sweep()
+    assert swept == Sweep(expired=1)
+    assert swept
+    failed = queue.get(run.run_id)
+    assert failed.status == Status.FAILED
+    assert failed.completed_at == failed.timeout_at == clock.text()
+    assert failed.error.startswith("expired: ")
+    assert events_of(queue, run) == ["pending", "failed"]
+
+
+def test_a_run_is_claimed_until_a_microsecond_before_its_timeout(
+    queue: Queue, runner: Runner, clock: MovableClock
+) -> None:
+    """The last moment to claim a run is the one before timeout_at."""
+    run = queue.enqueue("x", timeout=5)
+    clock.advance(5 - MICROSECOND)
+    assert take(runner).run.run_id == run.run_id
+
+
+@pytest.mark.parametrize("late", [0, MICROSECOND, 3600], ids=["at", "microsecond", "hour"])
+def test_a_run_is_never_claimed_from_its_timeout_on(
+    queue: Queue, runner: Runner, clock: MovableClock, late: float
+) -> None:
+    """The claim itself refuses an expired run: it does not trust the tick to be on time."""
+    queue.enqueue("x", timeout=5)
+    clock.advance(5 + late)
+    assert runner.claim(timeout=0) is None
+    assert runner.claim_many(5) == []
+
+
+def test_an_expired_run_does_not_hide_the_next(
+    queue: Queue, runner: Runner, clock: MovableClock
+) -> None:
+    """Before the tick has come, the run behind an expired one is claimed."""
+    queue.enqueue("x", timeout=1, priority=9)
+    good = queue.enqueue("y")
+    clock.advance(1)
+    assert take(runner).run.run_id == good.run_id
+
+
+def test_a_timeout_of_zero_is_over_at_once(queue: Queue, runner: Runner) -> None:
+    """A run that must be claimed by now is not claimed and expires."""
+    queue.enqueue("x", timeout=0)
+    assert runner.claim(timeout=0) is None
+    assert queue.sweep().expired == 1
+
+
+@pytest.mark.parametrize("is_started", [False, True], ids=["claimed", "running"])
+def test_a_run_with_an_owner_does_not_expire(
+    queue: Queue, runner: Runner, clock: MovableClock, is_started: bool
+) -> None:
+    """timeout_at is the deadline of the claim, not of the work."""
+    queue.enqueue("x", timeout=5)
+    claim = start(runner) if is_started else take(runner)
+    clock.advance(6)
+    assert not queue.sweep()
+    assert status_of(queue, claim.run) == ("running" if is_started else "claimed")
+
+
+def test_the_error_says_that_no_runner_is_alive(queue: Queue, clock: MovableClock) -> None:
+    """Without any runner, that is why."""
+    run = queue.enqueue("x", timeout=1)
+    clock.advance(1)
+    queue.sweep()
+    assert "no runner is alive" in queue.get(run.run_id).error
+
+
+def test_the_error_says_which_demand_no_live_runner_met(
+    queue: Queue, open_runner: Callable[..., Runner], clock: MovableClock
+) -> None:
+    """The demand that was not met is named, and those that were are not."""
+    open_runner(tags=["cpu"], properties={"region": "eu"})
+    run = queue.enqueue("x", demands={"tags": ["gpu"], "region": "eu"}, timeout=1)
+    clock.advance(1)
+    queue.sweep()
+    error = queue.get(run.run_id).error
+    assert 'tags ["gpu"]' in error
+    assert "region" not in error
+    assert queue.timeline(run.run_id)[-1].detail == error
+
+
+def test_a_dead_runner_is_not_counted_as_one_that_meets_the_demands(
+    queue: Queue, open_runner: Callable[..., Runner], clock: MovableClock
+) -> None:
+    """Only live runners could have claimed the run."""
+    open_runner(tags=["gpu"])
+    run = queue.enqueue("x", demands={"tags": ["gpu"]}, timeout=60)
+    clock.advance(60)
+    queue.sweep()
+    assert "no runner is alive" in queue.get(run.run_id).error
+
+
+def test_each_expired_run_has_its_own_error(
+    queue: Queue, open_runner: Callable[..., Runner], clock: MovableClock
+) -> None:
+    """Runs that expire in one tick with different demands have different reasons."""
+    open_runner(tags=["cpu"])
+    runs = [queue.enqueue("x", demands={"tags": [tag]}, timeout=1) for tag in ("gpu", "cpu", "tpu")]
+    clock.advance(2)
+    assert queue.sweep().expired == 3
+    errors = [queue.get(run.run_id).error for run in runs]
+    assert 'tags ["gpu"]' in errors[0]
+    assert "busy" in errors[1]
+    assert 'tags ["tpu"]' in errors[2]
+
+
+def test_a_run_behind_its_session_expires_and_says_so(
+    queue: Queue, runner: Runner, clock: MovableClock
+) -> None:
+    """A run that waits for its session expires too; the error names the run in its way."""
+    first = queue.enqueue("x")
+    start(runner)
+    clock.advance(1)
+    second = queue.enqueue("y", session_id=first.session_id, timeout=1)
+    clock.advance(1)
+    assert queue.sweep().expired == 1
+    assert first.run_id in queue.get(second.run_id).error
+
+
+def test_one_tick_expires_a_whole_backlog(queue: Queue, clock: MovableClock) -> None:
+    """More runs than fit in one transaction expire in one tick all the same."""
+    queue.enqueue_many({"prompt": "x", "timeout": 1} for _ in range(1203))
+    clock.advance(2)
+    assert queue.sweep().expired == 1203
+    assert queue.find(status="pending") == []
+
+
+def test_two_sweeps_do_no_more_than_one(queue: Queue, clock: MovableClock) -> None:
+    """A repeated tick finds nothing, and leaves what the first one wrote."""
+    run = queue.enqueue("x", timeout=1)
+    clock.advance(1)
+    queue.sweep()
+    before = row_of(queue, run)
+    clock.advance(1)
+    assert not queue.sweep()
+    assert row_of(queue, run) == before
+    assert events_of(queue, run) == ["pending", "failed"]
+
+
+def test_two_daemons_expire_each_run_once(queue: Queue, clock: MovableClock) -> None:
+    """Ticks at the same time share the work: the counts add up, and each run has one end."""
+    runs = queue.enqueue_many({"prompt": "x", "timeout": 1} for _ in range(100))
+    clock.advance(2)
+    swept = together(queue, [queue.sweep] * 4)
+    assert sum(one.expired for one in swept) == 100
+    assert sorted(ids(queue.find(status="failed"))) == sorted(ids(runs))
+    assert all(events_of(queue, run) == ["pending", "failed"] for run in runs)
+
+
+def test_sweep_takes_the_time_it_is_given(queue: Queue, clock: MovableClock) -> None:
+    """The time of a tick may be a datetime of any zone, or a stored time."""
+    first = queue.enqueue("x", timeout=10)
+    clock.advance(1)
+    second = queue.enqueue("x", timeout=10)
+    clock.advance(-1)
+    zone = timezone(timedelta(hours=5, minutes=30))
+    assert queue.sweep(clock.moment.astimezone(zone)).expired == 0
+    assert queue.sweep((clock.moment + timedelta(seconds=10)).astimezone(zone)).expired == 1
+    assert queue.get(first.run_id).status == Status.FAILED
+    assert queue.sweep(clock.text(11)).expired == 1
+    assert queue.get(second.run_id).completed_at == clock.text(11)
+
+
+def test_sweep_refuses_a_time_without_a_zone(queue: Queue, clock: MovableClock) -> None:
+    """What a datetime without a zone means depends on the host, so it is an error."""
+    with pytest.raises(ValueError, match="time zone"):
+        queue.sweep(clock.moment.replace(tzinfo=None))

@@ -1,0 +1,297 @@
+"""Every statement of the hot path compiles, and SQLite answers it by the index made for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+import runqueue
+from runqueue import statements
+from runqueue.database import Hole, Statement, Store
+from runqueue.states import ACTIVE, MOVES, TERMINAL, Status
+
+RUN = "sqlite_autoindex_runs_1 (run_id=?)"
+SESSION = "sqlite_autoindex_sessions_1 (session_id=?)"
+RUNNER = "sqlite_autoindex_runners_1 (runner_id=?)"
+
+PLANS = {
+    # statement: the first table that it touches, by which index
+    "INSERT_SESSION": None,
+    "INSERT_RUN": None,
+    "INSERT_EVENT": None,
+    "INSERT_RUNNER": None,
+    "INSERT_DAEMON": None,
+    "GET_RUN": RUN,
+    "GET_SESSION": SESSION,
+    "GET_RUNNER": RUNNER,
+    "RUN_STATE": RUN,
+    "RUN_STATUS": RUN,
+    "EVENTS": "idx_run_events_run_id (run_id=?)",
+    **{f"OWNER_MOVES[{name}]": RUN for name in ("start", "complete", "fail", "confirm", "release")},
+    **{f"FREE_MOVES[{name}]": RUN for name in ("stop", "cancel", "release")},
+    "CLAIM": RUN,
+    "DEMAND_TEXTS": "idx_runs_ready (waiting=?)",
+    "BIND_SESSION": SESSION,
+    "RESUME_SESSION": SESSION,
+    "PENDING_OF_SESSION": "idx_runs_session_pending (session_id=?)",
+    "SET_DEMANDS": RUN,
+    "BEAT": RUNNER,
+    "LEASE_WANTED": "daemons",
+    "RUNNER_STATE": RUNNER,
+    "OWNED": "idx_runs_owner (runner_id=?)",
+    "TAKE_OVER": RUNNER,
+    "DRAIN_RUNNER": RUNNER,
+    "DELETE_RUNNER": RUNNER,
+    "BEAT_DAEMON": "sqlite_autoindex_daemons_1 (daemon_id=?)",
+    "DELETE_DAEMON": "daemons",
+    **{
+        f"RESCUES[{name}].{part}": "idx_runs_status_created (status=?)"
+        for name in ("settle", "lose", "release")
+        for part in ("due", "move")
+    },
+    **{
+        f"RESCUES[{name}].of_runner": "idx_runs_status_created (status=?)"
+        for name in ("settle", "lose", "release")
+    },
+    "DUE": "idx_runs_timeout (status=? AND timeout_at<?)",
+    "EXPIRE": "idx_runs_timeout (status=? AND timeout_at<?)",
+    "LIVE_RUNNERS": "runners",
+    "LIVE_DAEMONS": "daemons",
+    "COUNTS": "COVERING INDEX idx_runs_status",
+    "OLDEST_PENDING": "idx_runs_status_created (status=?)",
+    "PRUNE": RUN,
+    "DELETE_EMPTY_SESSION": SESSION,
+    "DELETE_SESSION": SESSION,
+    "ACTIVE_OF_SESSION": "idx_runs_one_active (session_id=?)",
+    "FIRST_OF_SESSION": "idx_runs_session_pending (session_id=?)",
+    "WAS_STARTED": "idx_runs_session_id (session_id=?)",
+    "STATUSES_OF_SESSION": "idx_runs_session_id (session_id=?)",
+    "AHEAD": "idx_runs_ready (waiting=? AND <expr>=?)",
+}
+"""None: an INSERT has no plan of its own. A table's name: small, read whole."""
+
+SMALL = ("runners", "daemons")
+"""As many rows as there are processes; reading all of them is the cheapest."""
+
+
+def _every() -> Iterator[tuple[str, Statement]]:
+    for name, value in vars(statements).items():
+        if isinstance(value, Statement):
+            yield name, value
+        elif name in ("OWNER_MOVES", "FREE_MOVES"):
+            yield from ((f"{name}[{key}]", statement) for key, statement in value.items())
+        elif name == "RESCUES":
+            for rescue in value:
+                for part in ("due", "move", "of_runner"):
+                    yield f"{name}[{rescue.name}].{part}", getattr(rescue, part)
+
+
+STATEMENTS = dict(_every())
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Iterator[Store]:
+    """One migrated empty database for all plans; none of them changes it."""
+    path = tmp_path_factory.mktemp("plans") / "queue.db"
+    with runqueue.connect(f"sqlite:///{path}") as queue:
+        yield queue.store
+
+
+def plan_of(store: Store, statement: Statement) -> list[str]:
+    compiled = statement.compile(store.database)
+    values: list[object] = [None] * len(compiled.template)
+    rows = store.database.execute_sql(f"EXPLAIN QUERY PLAN {compiled.sql}", values).fetchall()
+    return [row[3] for row in rows]
+
+
+def sql_of(store: Store, name: str) -> str:
+    return STATEMENTS[name].compile(store.database).sql
+
+
+def test_every_statement_is_in_the_table_of_plans():
+    """Whoever adds a statement says which index it is for."""
+    assert set(STATEMENTS) == set(PLANS)
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_statement_compiles_and_all_its_values_are_holes(store, name):
+    """Nothing that a call gives is left in the SQL of another call."""
+    compiled = STATEMENTS[name].compile(store.database)
+    assert compiled.sql.count("?") == len(compiled.template)
+    fixed = [part for part in compiled.template if type(part) is not Hole]
+    assert fixed in ([], [None], [None, None])  # a release clears two columns
+
+
+@pytest.mark.parametrize("name", [name for name, index in PLANS.items() if index])
+def test_a_statement_uses_the_index_that_is_meant_for_it(store, name):
+    """The first table that a statement touches is found by this index, on SQLite's planner."""
+    plan = [line for line in plan_of(store, STATEMENTS[name]) if line[:4] in ("SEAR", "SCAN")]
+    wanted = PLANS[name]
+    if wanted in SMALL:
+        assert len(plan) == 1
+    else:
+        assert plan[0].endswith(wanted), plan
+
+
+@pytest.mark.parametrize("name", [name for name in STATEMENTS if name != "COUNTS"])
+def test_no_statement_reads_all_runs_sessions_or_events(store, name):
+    """Cost is flat: it follows neither the finished runs nor the backlog."""
+    compiled = STATEMENTS[name].compile(store.database)
+    tables = dict(re.findall(r'"(\w+)" AS "(\w+)"', compiled.sql))
+    aliases = {alias: table for table, alias in tables.items()}
+    for line in plan_of(store, STATEMENTS[name]):
+        if match := re.match(r"SCAN (\w+)", line):
+            scanned = aliases.get(match[1], match[1])
+            assert scanned in (*SMALL, "text", "texts", "start"), line
+
+
+def test_counting_reads_an_index_and_not_the_prompts(store):
+    """The one statement that looks at every run looks at seven letters of each."""
+    assert plan_of(store, STATEMENTS["COUNTS"]) == ["SCAN t1 USING COVERING INDEX idx_runs_status"]
+
+
+def test_a_claim_is_one_seek_for_each_demand_text(store):
+    """Of each text it finds the oldest ready run by the index, and takes the best by its key."""
+    plan = plan_of(store, STATEMENTS["CLAIM"])
+    on_runs = [line for line in plan if line.startswith(("SEARCH", "SCAN"))]
+    assert on_runs == [
+        f"SEARCH runs USING INDEX {RUN}",
+        "SCAN text VIRTUAL TABLE INDEX 1:",
+        f"SEARCH best USING INDEX {RUN}",
+        "SEARCH run USING INDEX idx_runs_ready (waiting=? AND <expr>=?)",
+    ]
+    # One sort, of one candidate a text; the seek itself needs none, for the index is in order.
+    assert plan.count("USE TEMP B-TREE FOR ORDER BY") == 1
+    assert plan[-1] == "USE TEMP B-TREE FOR ORDER BY"
+
+
+def test_the_demand_texts_are_found_by_skipping_and_not_by_sorting(store):
+    """As many seeks as there are different texts, however many runs wait."""
+    plan = plan_of(store, STATEMENTS["DEMAND_TEXTS"])
+    assert "SEARCH after USING INDEX idx_runs_ready (waiting=? AND <expr>>?)" in plan
+    assert not [line for line in plan if "TEMP B-TREE" in line]
+
+
+@pytest.mark.parametrize("name", ["FIRST_OF_SESSION", "EVENTS", "OLDEST_PENDING", "OWNED"])
+def test_what_is_wanted_in_an_order_is_read_in_that_order(store, name):
+    """No sort stands between the index and the answer."""
+    assert not [line for line in plan_of(store, STATEMENTS[name]) if "TEMP B-TREE" in line]
+
+
+@pytest.mark.parametrize("name", ["settle", "lose", "release"])
+def test_looking_for_dead_owners_seeks_runners_and_events_by_their_keys(store, name):
+    """A tick that finds nothing costs one seek for each active run."""
+    plan = plan_of(store, STATEMENTS[f"RESCUES[{name}].due"])
+    assert f"SEARCH t2 USING INDEX {RUNNER}" in plan
+    assert not [line for line in plan if line.startswith("SCAN")]
+    if name == "settle":
+        assert "SEARCH t3 USING INDEX idx_run_events_run_id (run_id=?)" in plan
+
+
+def test_pruning_seeks_only_runs_of_terminal_statuses_that_are_old(store):
+    """A prune that finds nothing to delete reads nothing."""
+    plan = plan_of(store, STATEMENTS["PRUNE"])
+    assert "SEARCH old USING INDEX idx_runs_status_created (status=? AND created_at<?)" in plan
+
+
+# --- the guards, in the SQL itself
+
+MOVING = {
+    **{f"OWNER_MOVES[{name}]": name for name in statements.OWNER_MOVES},
+    **{f"FREE_MOVES[{name}]": name for name in statements.FREE_MOVES},
+    **{
+        f"RESCUES[{rescue.name}].{part}": rescue.name
+        for rescue in statements.RESCUES
+        for part in ("move", "of_runner")
+    },
+    "CLAIM": "claim",
+    "EXPIRE": "expire",
+}
+
+
+def test_every_move_has_a_statement():
+    """Nothing in the table is left to be done by hand."""
+    assert set(MOVING.values()) == set(MOVES)
+
+
+def test_only_the_statements_of_moves_assign_a_status(store):
+    """Of all compiled SQL, nothing else sets runs.status."""
+    setting = re.compile(r'^UPDATE "runs" SET (?:(?! WHERE ).)*"status" = ')
+    assert {name for name in STATEMENTS if setting.match(sql_of(store, name))} == set(MOVING)
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_move_is_guarded_by_exactly_its_sources(store, name):
+    """The compiled UPDATE names the statuses of the table, and its rows are the verdict."""
+    sql = sql_of(store, name)
+    move = MOVES[MOVING[name]]
+    assert f""""status" = '{move.target}'""" in sql.split(" WHERE ")[0]
+    sources = ", ".join(f"'{status}'" for status in Status if status in move.sources)
+    where = sql.split(" WHERE ", 1)[1]
+    assert f'"runs"."status" IN ({sources})' in where or f'"status" IN ({sources})' in where
+    assert " OR " not in where.split(f"IN ({sources})")[0]
+    assert " RETURNING " in sql
+
+
+@pytest.mark.parametrize("name", statements.OWNER_MOVES)
+def test_a_move_of_an_owner_is_fenced_by_runner_and_time_of_claim(store, name):
+    """Both columns are compared, with the values of the call."""
+    compiled = statements.OWNER_MOVES[name].compile(store.database)
+    where = compiled.sql.split(" WHERE ", 1)[1].split(" RETURNING ")[0]
+    assert where.count("?") == 3
+    assert [part.name for part in compiled.template[-3:]] == ["run_id", "runner_id", "claimed_at"]
+    for column in ("run_id", "runner_id", "claimed_at"):
+        assert f'"{column}" = ?' in where
+    assert " OR " not in where
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_move_stamps_the_column_of_the_table(store, name):
+    """The time of the move is set in the same statement as the status."""
+    sets = sql_of(store, name).split(" WHERE ")[0]
+    stamp = MOVES[MOVING[name]].stamp
+    stamps = [column for column in ("started_at", "completed_at") if f'"{column}" = ?' in sets]
+    if stamp == "claimed_at":
+        assert '"claimed_at" = ?' in sets
+        assert '"runner_id" = ?' in sets
+    else:
+        assert stamps == ([stamp] if stamp else [])
+
+
+@pytest.mark.parametrize("name", [name for name, move in MOVING.items() if move == "release"])
+def test_a_release_clears_the_owner(store, name):
+    """runner_id and claimed_at become NULL with the status."""
+    compiled = STATEMENTS[name].compile(store.database)
+    sets = compiled.sql.split(" WHERE ")[0]
+    assert '"runner_id" = ?' in sets
+    assert '"claimed_at" = ?' in sets
+    assert compiled.template[:2] == (None, None)
+
+
+def test_statuses_stand_in_the_sql_as_the_partial_indexes_spell_them(store):
+    """Neither planner uses a partial index when its condition is a parameter."""
+    active = ", ".join(f"'{status}'" for status in Status if status in ACTIVE)
+    terminal = ", ".join(f"'{status}'" for status in Status if status in TERMINAL)
+    assert f"IN ({active})" in sql_of(store, "OWNED")
+    assert f"IN ({terminal})" in sql_of(store, "PRUNE")
+    (index,) = store.database.execute_sql(
+        "SELECT sql FROM sqlite_master WHERE name = 'idx_runs_owner'"
+    ).fetchone()
+    assert f"IN ({active})" in index
+
+
+def test_a_claim_returns_every_column_but_the_result(store):
+    """A run that was released may carry nothing of a result; reading one could cost a megabyte."""
+    returned = sql_of(store, "CLAIM").rpartition(" RETURNING ")[2]
+    names = re.findall(r'"(\w+)"(?:,|$)', returned)
+    assert "result" not in names
+    assert len(names) == len(statements.CLAIM_COLUMNS)
+
+
+def test_a_claim_never_takes_a_run_that_is_due_or_waits_for_its_session(store):
+    """Both conditions are in the statement itself, beside the status."""
+    sql = sql_of(store, "CLAIM")
+    assert '"waiting" = 0' in sql
+    assert re.search(r'"timeout_at" > \?\) OR \("\w+"\."timeout_at" IS NULL', sql)
