@@ -81,6 +81,7 @@ class Daemon:
         try:
             self._watch_clock(job, ended)
         finally:
+            self._queue.store.hurry(0.5)
             scheduler.shutdown(wait=True)
             self._sign_off()
             log.info("daemon %s ended", self._id)

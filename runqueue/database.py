@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import peewee
 
@@ -79,9 +79,17 @@ class QueueSqliteDatabase(peewee.SqliteDatabase):
     is served last (p99 of 730 ms among eight busy writers); short random pauses keep it at 10 ms.
     """
 
-    def __init__(self, path: str, busy_timeout: float) -> None:
+    def __init__(self, path: Path, busy_timeout: float) -> None:
+        self.path = path
         self.busy_timeout = busy_timeout
-        super().__init__(path, pragmas=_PRAGMAS, lock_type="IMMEDIATE", timeout=0)
+        super().__init__(
+            # Never created here: a file that went away must not come back empty and open.
+            f"file:{quote(str(path))}?mode=rw",
+            uri=True,
+            pragmas=_PRAGMAS,
+            lock_type="IMMEDIATE",
+            timeout=0,
+        )
 
     def _connect(self) -> sqlite3.Connection:
         connection: sqlite3.Connection = self._patiently(super()._connect)  # type: ignore[misc]
@@ -181,6 +189,11 @@ class Store:
             row = self.database.execute_sql("PRAGMA data_version").fetchone()
             return int(row[0])
 
+    def hurry(self, busy_timeout: float) -> None:
+        """Wait no longer than this for other writers from now on."""
+        if isinstance(self.database, QueueSqliteDatabase):
+            self.database.busy_timeout = busy_timeout
+
     def damage(self) -> list[str]:
         """Return what the database itself finds wrong with its file and references."""
         with translated_errors():
@@ -247,7 +260,7 @@ def open_store(target: str | peewee.Database, *, busy_timeout: float, create: bo
             f"there is no database {path}; make it with: runqueue --db sqlite:///{path} db init"
         )
     _prepare_file(path)
-    return Store(QueueSqliteDatabase(str(path), busy_timeout), f"sqlite:///{path}")
+    return Store(QueueSqliteDatabase(path, busy_timeout), f"sqlite:///{path}")
 
 
 def _sqlite_path(url: str) -> Path:
@@ -347,8 +360,10 @@ def _check_file(path: Path) -> None:
 
 def close_to_the_world(store: Store) -> None:
     """Take everybody else's rights on a database that somebody created open."""
+    if not isinstance(store.database, QueueSqliteDatabase):
+        return  # the caller's own
     for end in ("", "-wal", "-shm"):
-        path = Path(f"{store.database.database}{end}")
+        path = Path(f"{store.database.path}{end}")
         try:
             status = path.stat()
             if status.st_mode & 0o007 and status.st_uid == os.geteuid():

@@ -13,7 +13,7 @@ import peewee
 from runqueue import clock, enqueue, moves, reading, retention, schema, sweeper, why
 from runqueue.database import Store, close_to_the_world, open_store
 from runqueue.enqueue import Request
-from runqueue.errors import RunNotFound, WaitTimeout
+from runqueue.errors import RunNotFound, RunqueueError, WaitTimeout
 from runqueue.models import Event, Run, Session
 from runqueue.runner import Runner
 from runqueue.settings import BUSY_TIMEOUT, Settings, default_url
@@ -46,6 +46,11 @@ def connect(
     try:
         schema.upgrade(store)
         close_to_the_world(store)  # not before it is known to be a database of ours
+    except RunqueueError as error:
+        store.close()
+        if store.url in str(error):
+            raise
+        raise type(error)(f"{store.url}: {error}") from error
     except BaseException:
         store.close()
         raise

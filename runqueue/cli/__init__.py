@@ -7,7 +7,7 @@ import sys
 import click
 
 from runqueue.cli import admin, runners, runs, sessions
-from runqueue.cli.base import CONTEXT, db_option, run, version_option
+from runqueue.cli.base import CONTEXT, db_option, name_variables, run, version_option
 
 
 @click.group(name="runqueue", context_settings=CONTEXT, no_args_is_help=True)
@@ -24,6 +24,7 @@ def cli() -> None:
 
 for command in (*runs.COMMANDS, sessions.sessions, runners.runners, *admin.COMMANDS):
     cli.add_command(command)
+name_variables(cli)
 
 
 def main() -> None:

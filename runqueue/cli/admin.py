@@ -25,7 +25,7 @@ def status(output: str) -> None:
 
     queue = open_queue()
     overview = reading.overview(queue.store, now=queue.now())
-    if output in ("json", "jsonl"):
+    if output != "table":
         row = {"database": queue.store.url, **overview._asdict()}
         render.emit_one(row, output, key="database")
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -31,6 +31,10 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([smhdw]?)", re.ASCII)
 
 
+LONGEST = 3_155_760_000.0
+"""A hundred years: threads cannot wait for more than some three hundred."""
+
+
 class Duration(click.ParamType):  # type: ignore[type-arg]
     """Seconds, or a number with s, m, h, d or w."""
 
@@ -44,12 +48,15 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
     ) -> float:
         if isinstance(value, (int, float)):
             return float(value)
+        value = str(value)
         match = _DURATION.fullmatch(value.strip())
         if match is None:
             self.fail(f"{value!r} is not a duration such as 90, 1.5h or 30d", param, ctx)
         seconds = float(match[1]) * _UNITS[match[2]]
         if seconds < self.at_least:
             self.fail(f"{value!r} is less than {self.at_least:g} seconds", param, ctx)
+        if seconds > LONGEST:
+            self.fail(f"{value!r} is more than a hundred years", param, ctx)
         return seconds
 
 
@@ -112,7 +119,7 @@ def open_queue(*, create: bool = False, settings: Settings | None = None, **opti
     return queue
 
 
-def run(command: click.Command, prefix: str = "RUNQUEUE", argv: list[str] | None = None) -> int:
+def run(command: click.Command, argv: list[str] | None = None) -> int:
     """Execute a command line and return the exit code of the contract."""
     try:
         load_env_file()
@@ -120,15 +127,17 @@ def run(command: click.Command, prefix: str = "RUNQUEUE", argv: list[str] | None
             args=argv,
             prog_name=command.name,
             standalone_mode=False,
-            auto_envvar_prefix=prefix,
         )
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as end:
         return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.UsageError as error:
         if error.ctx is not None:
-            _say(error.ctx.get_usage())
+            click.echo(error.ctx.get_usage(), err=True)
         _say(f"Error: {error.format_message()}")
         return 2
     except click.ClickException as error:
@@ -139,14 +148,39 @@ def run(command: click.Command, prefix: str = "RUNQUEUE", argv: list[str] | None
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        # The reader has seen enough; Python would complain again when it flushes at exit.
+    except OSError as error:
+        # Standard output is closed or full; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # else the reader has only seen enough
+            _say(f"Error: cannot write: {error.strerror or error}")
         return 1
 
 
 def _say(text: str) -> None:
-    click.echo(printable(text, lines=True), err=True)
+    click.echo(printable(text), err=True)
+
+
+def for_each(ids: Iterable[str], act: Callable[[str], None]) -> int:
+    """Act on each id, whatever became of the others; return the first failure's exit code."""
+    code = 0
+    for one in ids:
+        try:
+            act(one)
+        except RunqueueError as error:
+            _say(f"Error: {error}")
+            code = code or error.exit_code
+    return code
+
+
+def name_variables(command: click.Command, prefix: str = "RUNQUEUE") -> None:
+    """Give every option the variable of its own name: RUNQUEUE_ENQUEUE_AGENT for --agent."""
+    for option in command.params:
+        if isinstance(option, click.Option) and option.envvar is None and not option.is_eager:
+            longest = max(option.opts, key=len)
+            option.envvar = f"{prefix}_{longest.strip('-').replace('-', '_').upper()}"
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            name_variables(child, f"{prefix}_{name.upper()}")
 
 
 def version_option(command: F) -> F:

@@ -8,7 +8,15 @@ import threading
 import click
 
 from runqueue import settings
-from runqueue.cli.base import CONTEXT, Duration, db_option, open_queue, run, version_option
+from runqueue.cli.base import (
+    CONTEXT,
+    Duration,
+    db_option,
+    name_variables,
+    open_queue,
+    run,
+    version_option,
+)
 
 LEVELS = click.Choice(["debug", "info", "warning", "error"])
 
@@ -76,6 +84,9 @@ def daemon(
             ),
         )
         Daemon(queue, interval=interval, keep=keep or None).run(ended)
+
+
+name_variables(daemon)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ forge a row or hide text is shown as its escape instead of being sent.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,8 +60,13 @@ def output_option(command: F) -> F:
 
 
 def echo(text: object, *, err: bool = False) -> None:
-    """Print text of ours or of strangers, lines kept."""
-    click.echo(printable(text, lines=True), err=err)
+    """Print one line, whatever ids and names it quotes."""
+    click.echo(printable(text), err=err)
+
+
+def echo_lines(text: object, *, indent: str = "", err: bool = False) -> None:
+    """Print lines of a stranger's; with an indent none of them passes for one of ours."""
+    click.echo(printable(text, lines=True).replace("\n", f"\n{indent}"), err=err)
 
 
 def emit(
@@ -110,35 +116,47 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def table(rows: Iterable[Sequence[Any]], columns: Sequence[str]) -> None:
-    """Print a table; on a terminal it fits the width, with ids never cut."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """Print a table; on a terminal it fits the width, with ids never cut.
 
-    grid = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for column in columns:
-        whole = column in WHOLE
-        grid.add_column(
-            column.upper().replace("_", " "), no_wrap=True, overflow="fold" if whole else "ellipsis"
+    Away from a terminal nothing is cut: whoever reads it may be a script.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    titles = [column.upper().replace("_", " ") for column in columns]
+    lines = [
+        titles,
+        *(["" if cell is None else printable(cell) for cell in row] for row in rows),
+    ]
+    widths = [max(cell_len(line[index]) for line in lines) for index in range(len(columns))]
+    if sys.stdout.isatty():
+        widths = _fitting(widths, columns, shutil.get_terminal_size().columns)
+    for number, line in enumerate(lines):
+        cells = [
+            cell + " " * (width - cell_len(cell))
+            if cell_len(cell) <= width
+            else set_cell_size(cell, width - 1) + "…"
+            for cell, width in zip(line, widths, strict=True)
+        ]
+        text = "  ".join(cells).rstrip()
+        click.echo(click.style(text, bold=True) if number == 0 and sys.stdout.isatty() else text)
+
+
+def _fitting(widths: list[int], columns: Sequence[str], room: int) -> list[int]:
+    """Narrow the widest column that may be cut, again and again, until the table fits."""
+    widths = list(widths)
+    room -= 2 * (len(widths) - 1)
+    while sum(widths) > room:
+        widest = max(
+            (index for index, column in enumerate(columns) if column not in WHOLE),
+            key=lambda index: widths[index],
         )
-        if whole:
-            grid.columns[-1].min_width = 16
-    for row in rows:
-        grid.add_row(*(Text("" if cell is None else printable(cell)) for cell in row))
-    is_terminal = sys.stdout.isatty()
-    # Away from a terminal nothing is cut: whoever reads it may be a script.
-    console = Console(
-        file=sys.stdout, highlight=False, width=None if is_terminal else 10_000, soft_wrap=False
-    )
-    if is_terminal:
-        console.print(grid)
-        return
-    with console.capture() as capture:
-        console.print(grid)
-    for line in capture.get().splitlines():
-        click.echo(line.rstrip())
+        if widths[widest] <= NARROWEST:
+            break
+        widths[widest] -= min(sum(widths) - room, widths[widest] - NARROWEST)
+    return widths
 
 
+NARROWEST: Final = 6
 WHOLE: Final = frozenset({"run_id", "session_id", "runner_id"})
 
 

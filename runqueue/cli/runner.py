@@ -16,6 +16,7 @@ from runqueue.cli.base import (
     Pairs,
     db_option,
     gather,
+    name_variables,
     open_queue,
     run,
     version_option,
@@ -35,7 +36,13 @@ from runqueue.errors import ConfigurationError
 @click.option(
     "--project-dir", metavar="DIR", help="The project that it serves, and its working directory."
 )
-@click.option("--slots", type=click.IntRange(1, 1000), default=1, show_default=True)
+@click.option(
+    "--slots",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="How many runs to execute at once.",
+)
 @click.option(
     "--stop-grace",
     type=Duration(),
@@ -110,6 +117,9 @@ def runner(
         with on_ending(work.shut_down):
             work.serve()
     logging.getLogger("runqueue.runner").info("runner %s ended", registered.runner_id)
+
+
+name_variables(runner)
 
 
 def main() -> None:

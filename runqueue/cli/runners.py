@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runqueue.cli import render
-from runqueue.cli.base import db_option, open_queue
+from runqueue.cli.base import db_option, for_each, open_queue
 from runqueue.errors import RunnerNotFound
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ def list_runners(output: str) -> None:
         columns=LISTED,
         shown=lambda row: {
             **row,
-            "tags": " ".join(row["tags"]),
+            # Whoever wrote the row by hand may have written any JSON.
+            "tags": " ".join(map(str, row["tags"]))
+            if isinstance(row["tags"], list)
+            else row["tags"],
             "heartbeat": f"{render.age(seconds_between(row['heartbeat_at'], now))} ago",
         },
     )
@@ -76,26 +79,32 @@ def show(runner_id: str, output: str) -> None:
 @runners.command()
 @click.argument("runner_ids", metavar="RUNNER...", nargs=-1, required=True)
 @db_option
-def drain(runner_ids: tuple[str, ...]) -> None:
+def drain(runner_ids: tuple[str, ...]) -> int:
     """Let runners finish what they have, claim nothing more, and end."""
     from runqueue import retention
 
     queue = open_queue()
-    for runner_id in runner_ids:
+
+    def act(runner_id: str) -> None:
         retention.drain_runner(queue.store, runner_id)
-        click.echo(f"{render.printable(runner_id)} draining")
+        render.echo(f"{runner_id} draining")
+
+    return for_each(runner_ids, act)
 
 
 @runners.command()
 @click.argument("runner_ids", metavar="RUNNER...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Also a live one, which then ends its agents.")
 @db_option
-def remove(runner_ids: tuple[str, ...], force: bool) -> None:
+def remove(runner_ids: tuple[str, ...], force: bool) -> int:
     """Forget dead runners and resolve their runs."""
     from runqueue import retention
 
     queue = open_queue()
-    for runner_id in runner_ids:
+
+    def act(runner_id: str) -> None:
         swept = retention.remove_runner(queue.store, runner_id, now=queue.now(), force=force)
         done = ", ".join(f"{count} runs {name}" for name, count in swept._asdict().items() if count)
-        click.echo(f"{render.printable(runner_id)} removed" + (f": {done}" if done else ""))
+        render.echo(f"{runner_id} removed" + (f": {done}" if done else ""))
+
+    return for_each(runner_ids, act)

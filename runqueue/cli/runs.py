@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from runqueue.cli import render
-from runqueue.cli.base import Duration, Pairs, db_option, gather, open_queue
+from runqueue.cli.base import Duration, Pairs, db_option, for_each, gather, open_queue
 from runqueue.errors import InvalidRun, RunNotFound, WaitTimeout
 from runqueue.settings import MAX_PROMPT
 from runqueue.states import Actor, ExecutionMode, Status
@@ -71,13 +71,13 @@ def enqueue(
         wanted["tags"] = [*tags, *_listed(wanted.get("tags"))]
     elif "tags" in wanted:
         wanted["tags"] = _listed(wanted["tags"])
-    text = _read_prompt() if prompt == "-" else prompt
+    text = _read_text("the prompt") if prompt == "-" else prompt
     queue = open_queue(create=True)
     run = queue.enqueue(text, demands=wanted, **keywords)
     if not is_awaited:
         _print_ids([run], output)
         return 0
-    click.echo(run.run_id, err=True)
+    render.echo(run.run_id, err=True)
     return _await(queue, run.run_id, None, output)
 
 
@@ -85,13 +85,13 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _read_prompt() -> str:
-    # One byte more than the limit is enough to refuse; a giant is not read to its end.
-    data: bytes = sys.stdin.buffer.read(4 * MAX_PROMPT + 1)
+def _read_text(what: str) -> str:
+    # Far more than any prompt: a giant is not read to its end to be refused.
+    data: bytes = sys.stdin.buffer.read(4 * MAX_PROMPT)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise InvalidRun("the prompt on standard input is not UTF-8 text") from None
+        raise InvalidRun(f"{what} on standard input: not UTF-8 text") from None
 
 
 def _print_ids(runs: Sequence[Run], output: str) -> None:
@@ -118,10 +118,12 @@ def _await(queue: Queue, run_id: str, timeout: float | None, output: str) -> int
     if output != "table":
         render.emit_one(_row(run), output, key="run_id")
     elif run.result:
-        render.echo(run.result.rstrip("\n"))
+        render.echo_lines(run.result.rstrip("\n"))
     if run.status == Status.COMPLETED:
         return 0
-    render.echo(f"run {run_id} {run.status}" + (f": {run.error}" if run.error else ""), err=True)
+    reason = f": {run.error}" if run.error else ""
+    line = f"run {render.printable(run_id)} {run.status}{reason}"
+    render.echo_lines(line, indent="  ", err=True)
     return NOT_COMPLETED
 
 
@@ -239,7 +241,8 @@ def _get(queue: Queue, run_id: str) -> Run:
     try:
         return queue.get(run_id)
     except RunNotFound:
-        ids = reading.ids_beginning(queue.store, run_id)
+        is_beginning = run_id.startswith("run_") and len(run_id) > len("run_")
+        ids = reading.ids_beginning(queue.store, run_id) if is_beginning else []
         if len(ids) > 1:
             raise InvalidRun(
                 f"{run_id[:40]} begins more than one run id; give more of it"
@@ -252,23 +255,13 @@ def _get(queue: Queue, run_id: str) -> Run:
 def _ids(given: Iterable[str]) -> list[str]:
     ids: list[str] = []
     for one in given:
-        ids += sys.stdin.read().split() if one == "-" else [one]
+        ids += _read_text("the ids").split() if one == "-" else [one]
     return ids
 
 
-def _for_each(given: Sequence[str], act: Any) -> int:
-    """Act on every run, whatever became of the others; exit with the first failure's code."""
-    from runqueue.errors import RunqueueError
-
+def _for_each(given: Sequence[str], act: Callable[[Queue, Run], None]) -> int:
     queue = open_queue()
-    code = 0
-    for run_id in _ids(given):
-        try:
-            act(queue, _get(queue, run_id))
-        except RunqueueError as error:
-            render.echo(f"Error: {error}", err=True)
-            code = code or error.exit_code
-    return code
+    return for_each(_ids(given), lambda run_id: act(queue, _get(queue, run_id)))
 
 
 @click.command()
@@ -286,7 +279,7 @@ def stop(run_ids: tuple[str, ...], reason: str | None, is_awaited: bool) -> int:
         run = queue.stop(run.run_id, reason=reason, actor=Actor.OPERATOR)
         if is_awaited:
             run = queue.wait(run.run_id)
-        click.echo(f"{run.run_id} {run.status}")
+        render.echo(f"{run.run_id} {run.status}")
 
     return _for_each(run_ids, act)
 
@@ -299,7 +292,7 @@ def release(run_ids: tuple[str, ...]) -> int:
 
     def act(queue: Queue, run: Run) -> None:
         run = queue.release(run.run_id, actor=Actor.OPERATOR)
-        click.echo(f"{run.run_id} {run.status}")
+        render.echo(f"{run.run_id} {run.status}")
 
     return _for_each(run_ids, act)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runqueue.cli import render
-from runqueue.cli.base import db_option, open_queue
+from runqueue.cli.base import db_option, for_each, open_queue
 
 if TYPE_CHECKING:
     from runqueue.reading import SessionSummary
@@ -72,9 +72,12 @@ def show(session_id: str, output: str) -> None:
 @click.argument("session_ids", metavar="SESSION...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Also with a run at work, which is then ended.")
 @db_option
-def delete(session_ids: tuple[str, ...], force: bool) -> None:
+def delete(session_ids: tuple[str, ...], force: bool) -> int:
     """Delete sessions with all their runs."""
     queue = open_queue()
-    for session_id in session_ids:
+
+    def act(session_id: str) -> None:
         count = queue.delete_session(session_id, force=force)
-        click.echo(f"{render.printable(session_id)} deleted with {count} runs")
+        render.echo(f"{session_id} deleted with {count} runs")
+
+    return for_each(session_ids, act)
