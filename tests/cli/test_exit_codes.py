@@ -158,7 +158,9 @@ def test_a_busy_database_is_75(
 
 
 @pytest.mark.parametrize(
-    "words", [("list",), ("show", "RUN"), ("why", "RUN"), ("status",), ("db", "check")], ids=" ".join
+    "words",
+    [("list",), ("show", "RUN"), ("why", "RUN"), ("status",), ("db", "check")],
+    ids=" ".join,
 )
 @pytest.mark.usefixtures("impatient")
 def test_looking_does_not_wait_for_a_writer(
@@ -182,9 +184,7 @@ def test_a_database_that_is_not_there_is_78(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_without_a_url_the_default_place_is_meant(
-    rq: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_without_a_url_the_default_place_is_meant(rq: Callable[..., Any], tmp_path: Path) -> None:
     """Reading it before anything was enqueued is 78; enqueue makes it, for its owner only."""
     assert rq("list", db=None).code == 78
     assert rq("enqueue", "x", db=None).code == 0

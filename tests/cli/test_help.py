@@ -89,7 +89,9 @@ def test_help_does_not_load_what_is_slow_to_load() -> None:
         capture_output=True,
         text=True,
     )
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in ended.stderr.split("\n")}
+    loaded = {
+        line.rpartition("|")[2].strip().partition(".")[0] for line in ended.stderr.split("\n")
+    }
     assert "click" in loaded
     assert not loaded & {"peewee", "playhouse", "rich", "apscheduler", "psutil"}
 
@@ -107,7 +109,9 @@ def test_a_group_without_a_command_shows_its_help_once(
     assert "Commands:" in text
 
 
-@pytest.mark.parametrize(("shell", "mark"), [("bash", "complete"), ("zsh", "#compdef"), ("fish", "complete")])
+@pytest.mark.parametrize(
+    ("shell", "mark"), [("bash", "complete"), ("zsh", "#compdef"), ("fish", "complete")]
+)
 def test_completion_prints_the_script_of_a_shell(
     rq: Callable[..., Any], shell: str, mark: str
 ) -> None:

@@ -108,9 +108,7 @@ def test_a_long_error_is_shortened_in_the_table_only(
     assert error in rq("show", run.run_id).out
 
 
-def test_show_prints_every_column_of_the_contract(
-    rq: Callable[..., Any], three: list[str]
-) -> None:
+def test_show_prints_every_column_of_the_contract(rq: Callable[..., Any], three: list[str]) -> None:
     """As JSON all of them in the table's order; as text those that hold something."""
     row = json.loads(rq("show", three[0], "-o", "json").out)
     assert list(row)[:17] == GIVEN
@@ -134,9 +132,7 @@ def test_show_takes_the_beginning_of_an_id(rq: Callable[..., Any], queue: Queue)
     assert rq("show", "run_b").code == 3
 
 
-@pytest.mark.parametrize(
-    "command", ["show", "wait", "why", "timeline", "stop", "release", "retry"]
-)
+@pytest.mark.parametrize("command", ["show", "wait", "why", "timeline", "stop", "release", "retry"])
 def test_an_empty_id_is_nobodys_id(
     rq: Callable[..., Any], queue: Queue, rows: Callable[[], Any], command: str
 ) -> None:
@@ -150,9 +146,7 @@ def test_an_empty_id_is_nobodys_id(
     assert rows() == before
 
 
-def test_wait_prints_the_result_of_an_ended_run(
-    rq: Callable[..., Any], three: list[str]
-) -> None:
+def test_wait_prints_the_result_of_an_ended_run(rq: Callable[..., Any], three: list[str]) -> None:
     """Exit code 0 with the result, or 5 with the reason on standard error."""
     assert rq("wait", three[0]) == (0, "the answer\n", "")
     assert rq("wait", three[1]) == (5, "", f"run {three[1]} failed: it broke\n")

@@ -134,7 +134,9 @@ def test_runners_show_prints_one(rq: Callable[..., Any], alpha: Runner) -> None:
     assert "alpha" in rq("runners", "show", "alpha").out
 
 
-def test_runners_drain_tells_the_runner(rq: Callable[..., Any], queue: Queue, alpha: Runner) -> None:
+def test_runners_drain_tells_the_runner(
+    rq: Callable[..., Any], queue: Queue, alpha: Runner
+) -> None:
     """It is listed as draining, and `why` says so."""
     run_id = queue.enqueue("x").run_id
     assert rq("runners", "drain", "alpha") == (0, "alpha draining\n", "")

@@ -114,9 +114,7 @@ def test_the_daemons_options_win_over_variables(
     """A bad variable is not even looked at when the option is given."""
     monkeypatch.setenv("RUNQUEUE_INTERVAL", "never")
     assert "interval" in execute(module="runqueue.cli.daemon").err
-    ended = execute(
-        *("--interval", "1", "--db", "nonsense"), module="runqueue.cli.daemon", db=None
-    )
+    ended = execute(*("--interval", "1", "--db", "nonsense"), module="runqueue.cli.daemon", db=None)
     assert ended.code == 78
     assert "nonsense" in ended.err
 

@@ -212,9 +212,7 @@ def test_a_pipe_gets_no_colour_and_no_cut(rq: Callable[..., Any], queue: Queue) 
     assert ended.out.count(name) == 2
 
 
-def test_a_column_of_escapes_is_not_cut_either(
-    rq: Callable[..., Any], queue: Queue
-) -> None:
+def test_a_column_of_escapes_is_not_cut_either(rq: Callable[..., Any], queue: Queue) -> None:
     """The longest name that is accepted, each of whose characters is shown as six."""
     queue.enqueue("x", agent_name="\u202e" * 4096)
     assert rq("list").out.count("\\u202e") == 4096

@@ -138,9 +138,7 @@ def test_a_stop_ends_every_process_of_the_run_and_is_confirmed(
     until: Callable[..., None],
 ) -> None:
     """Also those in sessions of their own, forked twice, and deaf to SIGTERM."""
-    process = start_runner(
-        "alpha", "--stop-grace", "0.5", command=(sys.executable, "-c", SCATTER)
-    )
+    process = start_runner("alpha", "--stop-grace", "0.5", command=(sys.executable, "-c", SCATTER))
     run_id = queue.enqueue(token).run_id
     until(lambda: len(users(token)) == 4)
     queue.stop(run_id, reason="no longer wanted")
@@ -406,7 +404,7 @@ def test_four_runners_execute_every_run_exactly_once(
     tmp_path: Path,
     until: Callable[..., None],
 ) -> None:
-    """400 runs, eight slots, a sweeping daemon: each is executed once, all complete, none locked."""
+    """400 runs, eight slots, a sweeping daemon: each is executed once, none is locked."""
     done = tmp_path / "executed"
     command = ("sh", "-c", f'echo "$RUNQUEUE_RUN_ID" >> {done}')
     ids = {run.run_id for run in queue.enqueue_many([{"prompt": "x"}] * 400)}
@@ -432,4 +430,3 @@ def test_four_runners_execute_every_run_exactly_once(
             for status in ("pending", "claimed", "running", "completed")
         }
     assert counts == dict.fromkeys(counts, 400)
-

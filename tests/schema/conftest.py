@@ -153,4 +153,4 @@ def other_writer(request: pytest.FixtureRequest) -> Iterator[Callable[..., list[
         pytest.skip("the stock sqlite3 shell is not installed")
     execute = by_shell if request.param == "shell" else by_driver
     execute.Refused = Refused  # type: ignore[attr-defined]
-    yield execute
+    return execute

@@ -91,7 +91,9 @@ def test_a_session_has_at_most_one_active_run_by_a_unique_index(fresh, sql):
     """Promise 2 is held by the database, not by our care."""
     listed = {row[1]: row for row in sql(fresh, "PRAGMA index_list(runs)")}
     assert listed["idx_runs_one_active"][2] == 1
-    assert [row[2] for row in sql(fresh, "PRAGMA index_info(idx_runs_one_active)")] == ["session_id"]
+    assert [row[2] for row in sql(fresh, "PRAGMA index_info(idx_runs_one_active)")] == [
+        "session_id"
+    ]
 
 
 def test_runs_refer_to_sessions_and_go_with_them(fresh, sql):

@@ -235,7 +235,7 @@ def test_a_value_outside_of_the_contract_is_refused(write, refused, change):
     [
         *(f"status = '{status}'" for status in ("claimed", "running", "stopping", "completed")),
         *(f"status = '{status}'" for status in ("failed", "stopped", "pending")),
-        "demands = '{\"tags\": [\"gpu\"]}'",
+        'demands = \'{"tags": ["gpu"]}\'',
         "demands = '{}'",
         "demands = NULL",
         "execution_mode = 'async_poll'",

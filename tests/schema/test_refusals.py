@@ -166,7 +166,7 @@ def test_a_truncated_database_is_called_damaged_and_not_written_to(used, part):
     whole = used.read_bytes()
     used.write_bytes(whole[: int(len(whole) * part) // 4096 * 4096 + 100])
     cut = used.read_bytes()
-    with pytest.raises(RunqueueError) as refusal:  # noqa: PT012
+    with pytest.raises(RunqueueError) as refusal:
         with runqueue.connect(f"sqlite:///{used}") as queue:
             assert len(queue.find()) == 100
     assert isinstance(refusal.value, (StorageDamaged, ConfigurationError))
@@ -339,7 +339,7 @@ def test_a_database_that_another_process_holds_is_busy_and_not_broken(used):
     with closing(sqlite3.connect(used, isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(runqueue.StorageBusy) as refusal:  # noqa: PT012
+        with pytest.raises(runqueue.StorageBusy) as refusal:
             with runqueue.connect(f"sqlite:///{used}", busy_timeout=0.01) as queue:
                 queue.enqueue("hello")
         assert refusal.value.retryable

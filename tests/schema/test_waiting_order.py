@@ -139,9 +139,7 @@ def follow(template: sqlite3.Connection, steps: list[tuple[str, tuple[object, ..
 
 @examples
 @given(steps=st.lists(STEPS, min_size=2, max_size=14))
-def test_a_session_offers_its_first_pending_run_and_only_when_it_has_no_active_one(
-    template, steps
-):
+def test_a_session_offers_its_first_pending_run_and_only_when_it_has_no_active_one(template, steps):
     """After every INSERT, UPDATE or DELETE, of one row or many, by anybody."""
     follow(template, steps)
 

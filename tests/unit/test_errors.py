@@ -43,7 +43,7 @@ def documented() -> dict[str, str | None]:
     tree: dict[str, str | None] = {}
     for line in (errors.__doc__ or "").splitlines():
         match = re.match(r"^    ([│ ]*(?:[├└]── )?)(\w+)(?:  +\S.*)?$", line)
-        if match is None or "Error" not in line and not match[1]:
+        if match is None or ("Error" not in line and not match[1]):
             continue
         depth = len(match[1]) // 4
         parents[depth:] = [match[2]]

@@ -134,7 +134,9 @@ def test_fence_by_time_of_start_alone_or_none_at_all_is_found():
 @pytest.mark.parametrize("dropped", MOVES)
 def test_dropping_the_guard_of_any_single_move_is_found(dropped):
     """Each `status IN (sources)` is needed: without it that move leaves a terminal status."""
-    _, bad = explore(guard=lambda name, move, status: name == dropped or guarded(name, move, status))
+    _, bad = explore(
+        guard=lambda name, move, status: name == dropped or guarded(name, move, status)
+    )
     assert "terminal status left" in bad
 
 

@@ -92,10 +92,16 @@ def test_importing_runqueue_imports_neither_peewee_nor_any_other_package():
 
 def test_importing_an_error_or_a_status_does_not_import_peewee():
     """A caller that only catches errors pays nothing for the database."""
-    assert python("import sys, runqueue as r; r.Status, r.StaleClaim; print('peewee' in sys.modules)") == "False"
+    assert (
+        python("import sys, runqueue as r; r.Status, r.StaleClaim; print('peewee' in sys.modules)")
+        == "False"
+    )
 
 
 def test_star_import_gives_the_public_names_only():
     """No helper leaks out."""
-    names = python("before = set(dir()); from runqueue import *; print(*sorted(set(dir()) - before - {'before'}))")
+    names = python(
+        "before = set(dir()); from runqueue import *; "
+        "print(*sorted(set(dir()) - before - {'before'}))"
+    )
     assert set(names.split()) | {"__version__"} == set(runqueue.__all__)

@@ -46,7 +46,9 @@ def test_defaults_are_those_of_the_design():
 def test_the_environment_wins_over_the_file(env_file):
     """What an operator sets for one command is meant for that command."""
     environ = env_file("RUNQUEUE_DB=sqlite:////from/file\nRUNQUEUE_LEASE=5\n")
-    assert load({**environ, "RUNQUEUE_DB": "sqlite:////from/environment"}) == {"RUNQUEUE_LEASE": "5"}
+    assert load({**environ, "RUNQUEUE_DB": "sqlite:////from/environment"}) == {
+        "RUNQUEUE_LEASE": "5"
+    }
 
 
 def test_comments_empty_lines_and_spaces_around_are_left_out(env_file):
