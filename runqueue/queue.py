@@ -11,7 +11,7 @@ from typing import Any
 import peewee
 
 from runqueue import clock, enqueue, moves, reading, retention, schema, sweeper, why
-from runqueue.database import Store, close_to_the_world, open_store
+from runqueue.database import Store, open_store
 from runqueue.enqueue import Request
 from runqueue.errors import RunNotFound, RunqueueError, WaitTimeout
 from runqueue.models import Event, Run, Session
@@ -45,7 +45,7 @@ def connect(
     store = open_store(target, busy_timeout=busy_timeout, create=create)
     try:
         schema.upgrade(store)
-        close_to_the_world(store)  # not before it is known to be a database of ours
+        store.close_to_the_world()  # not before it is known to be a database of ours
     except RunqueueError as error:
         store.close()
         if store.url in str(error):

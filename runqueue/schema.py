@@ -13,8 +13,9 @@ from typing import Final
 from playhouse.migrations import MigrationError
 from playhouse.migrations import Runner as MigrationRunner
 
-from runqueue.database import APPLICATION_ID, Store, translated_errors
+from runqueue.database import Store, translated_errors
 from runqueue.errors import ConfigurationError
+from runqueue.sqlite import APPLICATION_ID
 
 DIRECTORY: Final = Path(__file__).parent / "migrations"
 HISTORY: Final = "runqueue_migrations"

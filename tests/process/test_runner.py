@@ -188,11 +188,24 @@ def test_a_signal_drains_it(
     assert "Traceback" not in process.log
 
 
-def test_an_idle_runner_ends_at_once(start_runner: Callable[..., Any]) -> None:
+def test_an_idle_runner_ends_at_once(
+    queue: Queue, start_runner: Callable[..., Any], has_status: Callable[..., Any]
+) -> None:
     """A signal wakes it from its waiting: well before it would look again."""
     process = start_runner("alpha")
+    has_status(queue.enqueue("echo x").run_id, "completed")
     assert process.end_within(signal.SIGTERM, 2.0) == 0
-    assert process.log == "" or "Traceback" not in process.log
+    assert "Traceback" not in process.log
+
+
+def test_a_signal_finds_a_registered_runner_ready_for_it(
+    start_runner: Callable[..., Any], other: sqlite3.Connection
+) -> None:
+    """From the moment it can be seen, it signs off: no dead runner is left for a lease."""
+    for _ in range(5):
+        process = start_runner("alpha")
+        assert process.end_within(signal.SIGTERM, 2.0) == 0
+        assert other.execute("SELECT * FROM runners").fetchall() == []
 
 
 def test_a_second_signal_ends_the_runs_at_once(

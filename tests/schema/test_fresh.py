@@ -11,7 +11,7 @@ import pytest
 
 import runqueue
 from runqueue import models, schema
-from runqueue.database import APPLICATION_ID
+from runqueue.sqlite import APPLICATION_ID
 
 GIVEN = [  # name, may be null, default: section 2 of design.md
     ("run_id", False, None),

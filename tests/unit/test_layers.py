@@ -20,7 +20,10 @@ PACKAGE = ROOT / "runqueue"
 ROWS = (
     ("_version", "errors", "signals"),
     ("states", "clock", "ids", "demands", "settings", "incarnation"),
-    ("database", "schema", "models", "statements", "migrations", "migrations.0001_initial"),
+    (
+        *("sqlite", "database", "schema", "models", "statements"),
+        *("migrations", "migrations.0001_initial"),
+    ),
     ("moves", "enqueue", "claims", "sweeper", "why", "wake", "reading", "retention"),
     ("supervise", "executor", "runner", "slots"),
     ("queue",),
@@ -36,7 +39,7 @@ FACE = "__init__"
 ALONE = ("supervise", "signals", "_version", "errors", "states", "clock")
 """These import nothing of ours."""
 
-TABLES = {"database", "schema", "models", "statements", "migrations.0001_initial"}
+TABLES = {"sqlite", "database", "schema", "models", "statements", "migrations.0001_initial"}
 FENCES = {
     "peewee": TABLES | {"queue", "reading"},
     "playhouse": TABLES,
@@ -315,15 +318,15 @@ def test_no_text_is_put_together_into_sql(name):
         else:
             # A name or attribute is an argument passed on, or a statement compiled by Peewee.
             plain = isinstance(sql, ast.Constant)
-            assert plain or name == "database", f"line {node.lineno}"
+            assert plain or name in ("sqlite", "database"), f"line {node.lineno}"
             assert isinstance(sql, (ast.Constant, ast.Name, ast.Attribute)), f"line {node.lineno}"
 
 
 def test_the_constants_of_the_pragmas_are_whole_numbers_of_ours():
     """Nothing that came from outside is ever formatted into a PRAGMA."""
-    from runqueue import database, schema
+    from runqueue import schema, sqlite
 
-    assert type(database.APPLICATION_ID) is int
+    assert type(sqlite.APPLICATION_ID) is int
     assert type(schema.VERSION) is int
 
 
@@ -354,7 +357,7 @@ def _root_of(node: ast.AST) -> str:
 def test_the_database_file_is_opened_by_us_in_one_place_only():
     """Closing any handle of the file drops every POSIX lock that this process holds on it.
 
-    `_prepare_file` creates it before SQLite opens it. The supervisor is another process, and the
+    `prepare_file` creates it before SQLite opens it. The supervisor is another process, and the
     commands open only the target of a backup, exclusively as a new file, and the null device.
     """
     found = set()
@@ -367,8 +370,8 @@ def test_the_database_file_is_opened_by_us_in_one_place_only():
                     if isinstance(node, ast.Call) and _opens(node)
                 }
     found = {(name, where) for name, where in found if name != "supervise"}
-    assert found <= {("database", "_prepare_file"), *ELSEWHERE}
-    assert ("database", "_prepare_file") in found
+    assert found <= {("sqlite", "prepare_file"), *ELSEWHERE}
+    assert ("sqlite", "prepare_file") in found
 
 
 ELSEWHERE = {
@@ -393,7 +396,7 @@ def _opens(node: ast.Call) -> bool:
 def test_every_other_open_is_of_the_null_device_or_of_a_new_file():
     """What the exceptions above rest on."""
     for name in MODULES:
-        if name in ("database", "supervise"):
+        if name in ("sqlite", "supervise"):
             continue
         for node in ast.walk(tree_of(name)):
             if not (isinstance(node, ast.Call) and _opens(node)):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from runqueue import settings
-from runqueue.database import open_store, without_password
+from runqueue.database import open_store
 from runqueue.errors import ConfigurationError
+from runqueue.sqlite import without_password
 
 
 @pytest.fixture
