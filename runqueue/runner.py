@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from runqueue.demands import Capabilities
 from runqueue.errors import InvalidRun, RunnerConflict, StorageError
 from runqueue.models import Runner as RunnerRow
 from runqueue.settings import BEATS_PER_LEASE, Settings
+from runqueue.signals import on_ending
 from runqueue.states import Actor, Status
 from runqueue.wake import Bell, Watch
 
@@ -127,6 +129,13 @@ class Runner:
         """Claim nothing more; a waiting claim returns at once, and the claim loop ends."""
         self._draining.set()
         self._bell.ring()
+
+    def draining_on_signals(self) -> AbstractContextManager[None]:
+        """Drain on SIGTERM or SIGINT within this context; enter it in the main thread.
+
+        The run at work is finished, then the claim loop ends.
+        """
+        return on_ending(self.drain)
 
     @property
     def is_draining(self) -> bool:

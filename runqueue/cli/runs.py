@@ -11,7 +11,7 @@ import click
 from runqueue.cli import render
 from runqueue.cli.base import Duration, Pairs, db_option, for_each, gather, open_queue
 from runqueue.errors import InvalidRun, RunNotFound, WaitTimeout
-from runqueue.settings import MAX_PROMPT
+from runqueue.settings import MAX_PROMPT, Settings
 from runqueue.states import Actor, ExecutionMode, Status
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LISTED = ("run_id", "status", "agent_name", "session_id", "runner_id", "age", "error")
 NOT_COMPLETED = 5
+IDS_LIMIT = 64 * 1024 * 1024
 
 
 @click.command()
@@ -51,6 +52,13 @@ NOT_COMPLETED = 5
 )
 @click.option("--priority", type=int, default=0, help="Higher goes first.")
 @click.option("--run-id", metavar="ID", help="Choose the id; the same run twice is one run.")
+@click.option(
+    "--max-prompt",
+    type=click.IntRange(1),
+    default=MAX_PROMPT,
+    show_default=True,
+    help="Refuse a prompt of more bytes.",
+)
 @click.option("--wait", "is_awaited", is_flag=True, help="Wait for the end; print the result.")
 @render.output_option
 @db_option
@@ -58,6 +66,7 @@ def enqueue(
     prompt: str,
     tags: tuple[str, ...],
     demands: tuple[tuple[str, str], ...],
+    max_prompt: int,
     is_awaited: bool,
     output: str,
     **keywords: Any,
@@ -71,8 +80,8 @@ def enqueue(
         wanted["tags"] = [*tags, *_listed(wanted.get("tags"))]
     elif "tags" in wanted:
         wanted["tags"] = _listed(wanted["tags"])
-    text = _read_text("the prompt") if prompt == "-" else prompt
-    queue = open_queue(create=True)
+    text = _read_text("the prompt", max_prompt) if prompt == "-" else prompt
+    queue = open_queue(create=True, settings=Settings(max_prompt=max_prompt))
     run = queue.enqueue(text, demands=wanted, **keywords)
     if not is_awaited:
         _print_ids([run], output)
@@ -85,9 +94,11 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _read_text(what: str) -> str:
-    # Far more than any prompt: a giant is not read to its end to be refused.
-    data: bytes = sys.stdin.buffer.read(4 * MAX_PROMPT)
+def _read_text(what: str, limit: int) -> str:
+    # A giant is not read to its end to be refused; what is cut here is over the limit as it is.
+    data: bytes = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise InvalidRun(f"{what} on standard input: over the limit of {limit:,} bytes")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -255,7 +266,7 @@ def _get(queue: Queue, run_id: str) -> Run:
 def _ids(given: Iterable[str]) -> list[str]:
     ids: list[str] = []
     for one in given:
-        ids += _read_text("the ids").split() if one == "-" else [one]
+        ids += _read_text("the ids", IDS_LIMIT).split() if one == "-" else [one]
     return ids
 
 
