@@ -120,7 +120,7 @@ class Store:
             return int(row[0])
 
     def hurry(self, busy_timeout: float) -> None:
-        """Wait no longer than this for other writers from now on."""
+        """Wait no longer than this for other writers, also where a wait has begun."""
         if isinstance(self.database, sqlite.Database):
             self.database.busy_timeout = busy_timeout
 

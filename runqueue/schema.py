@@ -63,6 +63,9 @@ def upgrade(store: Store) -> list[str]:
                 if version_of(store) == VERSION:
                     return []
                 steps: list[str] = MigrationRunner(database, str(DIRECTORY), HISTORY).up()
+                if not steps or int(steps[-1][:4]) != VERSION:
+                    # An empty directory is no reason to call an empty database upgraded.
+                    raise ConfigurationError(f"the migrations in {DIRECTORY} cannot be read")
                 if broken := database.execute_sql("PRAGMA foreign_key_check").fetchall():
                     raise ConfigurationError(
                         f"{store.url} has {len(broken)} rows that refer to rows that do not exist"

@@ -64,13 +64,13 @@ class Database(peewee.SqliteDatabase):
         return self._patiently(lambda: super(Database, self).execute_sql(sql, params))
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        deadline = time.monotonic() + self.busy_timeout
+        began = time.monotonic()
         tries = 0
         while True:
             try:
                 return call()
             except (peewee.OperationalError, sqlite3.OperationalError) as error:
-                if not _is_busy(error) or time.monotonic() >= deadline:
+                if not _is_busy(error) or time.monotonic() - began >= self.busy_timeout:
                     raise
             tries += 1
             # After some 10 ms the holder is slow, not unlucky: stop burning its processor.

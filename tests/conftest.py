@@ -155,5 +155,6 @@ def _left(before: set[threading.Thread]) -> list[threading.Thread]:
     return [
         thread
         for thread in threading.enumerate()
-        if thread not in before and (not thread.daemon or thread.name.startswith("runqueue-"))
+        if thread not in before
+        and (not thread.daemon or thread.name.startswith(("runqueue-", "test-")))
     ]

@@ -73,7 +73,7 @@ def in_background(queue: Queue, function: Callable[[], T]) -> Iterator[Future[T]
         finally:
             queue.close()
 
-    thread = threading.Thread(target=work, name="test-background")
+    thread = threading.Thread(target=work, name="test-background", daemon=True)
     thread.start()
     try:
         yield future
@@ -96,7 +96,7 @@ def together(queue: Queue, functions: Sequence[Callable[[], T]]) -> list[T]:
             queue.close()
 
     threads = [
-        threading.Thread(target=work, args=pair, name="test-together")
+        threading.Thread(target=work, args=pair, name="test-together", daemon=True)
         for pair in zip(functions, futures, strict=True)
     ]
     for thread in threads:

@@ -31,4 +31,5 @@ def configure(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Peewee logs every statement with its parameters, prompts too.
     logging.getLogger("peewee").setLevel(logging.INFO)
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    # It warns of each tick that is skipped while one waits for the database; the tick tells.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)

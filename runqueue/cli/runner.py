@@ -24,6 +24,8 @@ from runqueue.cli.base import (
 from runqueue.cli.daemon import LEVELS
 from runqueue.errors import ConfigurationError
 
+log = logging.getLogger("runqueue.runner")
+
 
 @click.command(name="runqueue-runner", context_settings=CONTEXT)
 @db_option
@@ -97,26 +99,25 @@ def runner(
         raise ConfigurationError(f"the project directory {project_dir} does not exist")
     configure(log_level)
     queue = open_queue(create=True, settings=settings.Settings(lease=lease, stop_grace=stop_grace))
-    with queue.runner(
+    registered = queue.runner(
         runner_id,
         project_dir=project_dir,
         executor_type=executor_type,
         tags=tags,
         properties=gather(properties),
-    ) as registered:
-        logging.getLogger("runqueue.runner").info(
+    )
+    work = Slots(queue.store, registered, command, slots=slots, stop_grace=stop_grace, drain=drain)
+    # Before it is registered: whoever sees it there may send a signal at once.
+    with on_ending(work.shut_down), registered:
+        log.info(
             "runner %s serves %s; slots: %d, tags: %s",
             registered.runner_id,
             queue.store.url,
             slots,
             " ".join(tags) or "none",
         )
-        work = Slots(
-            queue.store, registered, command, slots=slots, stop_grace=stop_grace, drain=drain
-        )
-        with on_ending(work.shut_down):
-            work.serve()
-    logging.getLogger("runqueue.runner").info("runner %s ended", registered.runner_id)
+        work.serve()
+    log.info("runner %s ended", registered.runner_id)
 
 
 name_variables(runner)

@@ -16,9 +16,10 @@ import pytest
 def test_the_demonstration_shows_that_every_promise_was_kept(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Exit code 0 within 30 s, five times ok, and the database kept where it was asked for."""
-    kept = tmp_path / "kept.db"
-    process = start("runqueue", "demo", "--keep", str(kept))
+    """Exit code 0 within 30 s, five times ok, and nothing left but the database asked for."""
+    kept, temporary = tmp_path / "kept.db", tmp_path / "temporary"
+    temporary.mkdir()
+    process = start("runqueue", "demo", "--keep", str(kept), env={"TMPDIR": str(temporary)})
     assert process.wait(30) == 0, process.log
     lines = process.log.splitlines()
     table = lines[next(number for number, line in enumerate(lines) if "OUTCOME" in line) + 1 :]
@@ -26,13 +27,14 @@ def test_the_demonstration_shows_that_every_promise_was_kept(
     assert not any(line.startswith("NO ") for line in table)
     assert "Traceback" not in process.log
     assert kept.exists()
+    assert list(temporary.iterdir()) == []
 
 
 def test_the_demonstration_fails_when_nothing_works(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     """Without `sh` no runner starts: exit code 1, and what did not happen is named."""
-    program = "import sys; from runqueue import demo; demo.LIMIT = 6; sys.exit(demo.main())"
+    program = "import sys; from runqueue import demo; demo.LIMIT = 3; sys.exit(demo.main())"
     ended = subprocess.run(
         [sys.executable, "-c", program],
         env={**environment, "PATH": str(tmp_path)},
