@@ -113,7 +113,8 @@ class Claim:
         """The run as it was claimed."""
         self.fence: Final = moves.Fence(run.run_id, str(run.runner_id), str(run.claimed_at))
         self.is_over = False
-        """Whether a report was accepted, or the claim found to be lost."""
+        """Whether a report was committed, or the claim found to be lost."""
+        self._is_reported = False
         self._is_started = False
         self._to_end = threading.Event()
         self._on_stop: Callable[[], None] | None = None
@@ -183,7 +184,7 @@ class Claim:
         traceback: TracebackType | None,
     ) -> None:
         """Complete, fail with the exception, or confirm a stop; what was reported stays."""
-        if self.is_over:
+        if self._is_reported or self.is_over:
             return
         if error is None:
             self._confirm_or(lambda: self.complete())
@@ -217,9 +218,14 @@ class Claim:
         self.is_over = True
         self._ended(self)
 
+    def end_on_commit(self) -> None:
+        """Note the end once it is true: a caller's transaction may yet be rolled back."""
+        self._is_reported = True
+        self._store.database.after_commit(self.end)
+
     def _end(self, name: str, **values: Any) -> None:
         self._report(name, self._now(), **values)
-        self.end()
+        self.end_on_commit()
 
     def _report(self, name: str, now: str, **values: Any) -> str:
         try:
@@ -242,8 +248,8 @@ def finish_many(store: Store, finished: Iterable[tuple[Claim, str | None]]) -> l
                 claim.complete_with_others(result)
             except (StaleClaim, RunNotFound):
                 refused.append(claim)
-    for claim in done:  # only now is it true
-        claim.end()
+    for claim in done:
+        claim.end_on_commit()
     return refused
 
 

@@ -115,7 +115,7 @@ def add(store: Store, request: Request, *, now: str, actor: Actor = Actor.CALLER
     """
     with store.transaction():
         if request.run_id is not None and (found := find(store, request.run_id)) is not None:
-            return _same(found, request)
+            return _same(store, found, request)
         if request.parent_session_id is not None:
             session_of(store, request.parent_session_id)
         session_id = request.session_id
@@ -168,7 +168,7 @@ def session_of(store: Store, session_id: str) -> Session:
     return Session.from_row(rows[0])
 
 
-def _same(found: Run, request: Request) -> Run:
+def _same(store: Store, found: Run, request: Request) -> Run:
     """Return the run that is there, if it is what the request asks for."""
     resumes = request.session_id is not None
     given = {
@@ -183,13 +183,11 @@ def _same(found: Run, request: Request) -> Run:
         "timeout_at": _timeout_at(request, found.created_at),
     }
     different = [name for name, value in given.items() if getattr(found, name) != value]
-    had = matching.parse(found.demands)
-    if resumes:  # the session's home was added to what had been asked for
-        home: dict[str, Any] = {key: had[key] for key in matching.PLACE if key in had}
-        asked = {**home, **request.demands}
-    else:
-        asked = dict(request.demands)
-    if matching.canonical(had) != matching.canonical(asked):
+    had = matching.canonical(matching.parse(found.demands))
+    asked = [request.demands]
+    if resumes:  # to which the session's home was added, at once or when it was bound
+        asked.append(matching.both(session_of(store, found.session_id).home(), request.demands))
+    if had not in map(matching.canonical, asked):
         different.append("demands")
     if different:
         raise InvalidRun(
@@ -255,7 +253,7 @@ def _insert(
     }
     while not store.change(statements.INSERT_RUN, **values):
         if request.run_id is not None and (found := find(store, request.run_id)) is not None:
-            return _same(found, request)
+            return _same(store, found, request)
         values["run_id"] = ids.new_run_id()
     run_id = values["run_id"]
     moves.record(store, run_id, Status.PENDING, now=now, actor=actor, detail=detail)

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from runqueue import claims, clock, demands, incarnation, statements, sweeper
 from runqueue.claims import Claim
 from runqueue.database import Store
 from runqueue.demands import Capabilities
-from runqueue.errors import InvalidRun, RunnerConflict, StorageError
+from runqueue.errors import InvalidRun, RunnerConflict, RunqueueError, StorageError
 from runqueue.models import Runner as RunnerRow
 from runqueue.settings import BEATS_PER_LEASE, Settings
 from runqueue.signals import on_ending
@@ -180,7 +180,11 @@ class Runner:
         return claims.finish_many(self._store, finished)
 
     def __iter__(self) -> Iterator[Claim]:
-        """Yield one claim after another until the runner drains; survives a lost database."""
+        """Yield one claim after another until the runner drains; survives a lost database.
+
+        A claim whose stop came before its start is confirmed and not yielded; one that comes
+        in the instant between makes entering the claim raise StaleClaim.
+        """
         pause = BACK_OFF[0]
         while not self._draining.is_set():
             try:
@@ -193,7 +197,13 @@ class Runner:
                 pause = min(2 * pause, BACK_OFF[1])
                 continue
             pause = BACK_OFF[0]
-            if claim is not None:
+            if claim is None:
+                continue
+            if claim.stop_requested:
+                # It cannot be started any more, and its `with` would end the caller's loop.
+                with suppress(RunqueueError):
+                    claim.confirm_stop()
+            else:
                 yield claim
 
     def _take(self, limit: int) -> list[Claim]:

@@ -101,4 +101,5 @@ def load_env_file(environ: MutableMapping[str, str] | None = None) -> None:
         if name.startswith("RUNQUEUE_"):
             found[name] = value  # of two lines systemd, too, takes the last
     for name, value in found.items():
-        environ.setdefault(name, value)
+        if not environ.get(name):  # an empty one, as in compose files, says nothing
+            environ[name] = value

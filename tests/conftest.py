@@ -15,7 +15,7 @@ import pytest
 import runqueue
 from runqueue import Queue, Runner, wake
 from runqueue.settings import Settings
-from tests.helpers import MovableClock, wait_until
+from tests.helpers import LONG, MovableClock, wait_until
 
 
 class OtherProgram:
@@ -128,8 +128,8 @@ def parked(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     monkeypatch.setattr(wake.Watch, "wait", wait)
     # The slow poll is the net under the wake, and would hide that it is torn.
-    monkeypatch.setattr("runqueue.queue.LOOK_AGAIN", 3600.0)
-    monkeypatch.setattr("runqueue.runner.LOOK_AGAIN", 3600.0)
+    monkeypatch.setattr("runqueue.queue.LOOK_AGAIN", 1.5 * LONG)
+    monkeypatch.setattr("runqueue.runner.LOOK_AGAIN", 1.5 * LONG)
     return event
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -81,6 +82,8 @@ def enqueue(
     elif "tags" in wanted:
         wanted["tags"] = _listed(wanted["tags"])
     text = _read_text("the prompt", max_prompt) if prompt == "-" else prompt
+    if keywords["project_dir"]:  # the runner's own directory is another one
+        keywords["project_dir"] = str(Path(keywords["project_dir"]).absolute())
     queue = open_queue(create=True, settings=Settings(max_prompt=max_prompt))
     run = queue.enqueue(text, demands=wanted, **keywords)
     if not is_awaited:

@@ -10,7 +10,7 @@ import pytest
 
 import runqueue
 from runqueue import InvalidRun, Queue, Runner, RunNotFound, RunType, SessionNotFound, Status
-from tests.helpers import MovableClock, count, events_of, ids, is_empty, take
+from tests.helpers import MovableClock, count, events_of, ids, is_empty, start, take
 
 RUN_ID = "run_0123456789ab"
 
@@ -279,3 +279,17 @@ def test_find_takes_wildcards_literally(queue: Queue) -> None:
     queue.enqueue("x", agent_name="writer")
     assert queue.find(agent_name="%") == []
     assert queue.find(agent_name="write_") == []
+
+
+def test_a_repeated_resume_is_compared_with_what_was_asked_for(
+    queue: Queue, runner: Runner
+) -> None:
+    """The home that was added to it is no difference; a demand that was left out is one."""
+    first = queue.enqueue("x")
+    content = {"session_id": first.session_id, "run_id": RUN_ID, "timeout": 60}
+    with_host = {**content, "demands": {"hostname": runner.hostname}}
+    resumed = queue.enqueue("y", **with_host)
+    with pytest.raises(InvalidRun):
+        queue.enqueue("y", **content)
+    start(runner).complete()
+    assert queue.enqueue("y", **with_host).run_id == resumed.run_id

@@ -9,7 +9,7 @@ import pytest
 from playhouse import db_url
 
 import runqueue
-from runqueue import Queue, Runner, RunNotFound, SessionNotFound
+from runqueue import Queue, Runner, RunNotFound, SessionNotFound, Status
 from tests.helpers import (
     LONG,
     count,
@@ -19,6 +19,7 @@ from tests.helpers import (
     is_empty,
     row_of,
     start,
+    status_of,
     take,
 )
 
@@ -154,3 +155,30 @@ def test_the_foreign_key_holds_on_the_callers_own_database(own: Queue) -> None:
     run = own.enqueue("x")
     own.delete_session(run.session_id)
     assert is_empty(own)
+
+
+def test_a_report_that_is_rolled_back_leaves_the_claim_held(queue: Queue, runner: Runner) -> None:
+    """The runner still owns the run, hears of its stop, and may report it again."""
+    queue.enqueue("x")
+    claim = start(runner)
+    with queue.database.atomic() as transaction:
+        claim.complete("lost")
+        transaction.rollback()
+    assert status_of(queue, claim.run) == Status.RUNNING
+    assert runner.held == [claim]
+    assert not claim.is_over
+    claim.complete("kept")
+    assert queue.get(claim.run.run_id).result == "kept"
+    assert runner.held == []
+
+
+def test_a_report_within_a_transaction_is_not_repeated_by_its_with_block(
+    queue: Queue, runner: Runner
+) -> None:
+    """What was reported stays, also where the commit is still to come."""
+    queue.enqueue("x")
+    claim = take(runner)
+    with queue.database.atomic(), claim:
+        claim.complete("kept")
+    assert queue.get(claim.run.run_id).result == "kept"
+    assert claim.is_over

@@ -411,7 +411,7 @@ def test_a_deleted_sessions_run_is_ended(
     assert "Traceback" not in process.log
 
 
-def test_a_database_that_goes_away_and_comes_back_is_survived(
+def test_a_report_waits_for_a_busy_database(
     queue: Queue,
     start_runner: Callable[..., Any],
     has_status: Callable[..., Any],
@@ -429,6 +429,30 @@ def test_a_database_that_goes_away_and_comes_back_is_survived(
     assert queue.get(run_id).status == "running"
     other.execute("ROLLBACK")
     assert has_status(run_id, "completed").result == "done\n"
+    assert process.is_alive
+
+
+def test_a_database_that_goes_away_and_comes_back_is_survived(
+    queue: Queue,
+    start_runner: Callable[..., Any],
+    has_status: Callable[..., Any],
+    slow: Callable[[], Any],
+    place: Path,
+    until: Callable[..., None],
+) -> None:
+    """As when a disk is mounted anew: the run is reported, and the next one executed."""
+    process = start_runner("alpha", "--lease", "3")
+    run_id, let_go = slow()
+    queue.close()
+    away = place.with_name("away")
+    place.rename(away)
+    until(lambda: "no heartbeat" in process.log)
+    let_go()
+    until(lambda: f"run {run_id} completed" in process.log)
+    away.rename(place)
+    assert has_status(run_id, "completed").result == "done\n"
+    assert has_status(queue.enqueue("echo x").run_id, "completed").result == "x\n"
+    until(lambda: "the heartbeat is back" in process.log)
     assert process.is_alive
 
 

@@ -83,7 +83,13 @@ def dump() -> Callable[[Path], list[str]]:
                 f"{name} = {connection.execute(f'PRAGMA {name}').fetchone()[0]}"
                 for name in ("application_id", "user_version")
             ]
-            return numbers + list(connection.iterdump())
+            tables = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY 1, 2")
+            said = numbers + [repr(row) for row in tables.fetchall()]
+            names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            for (name,) in names.fetchall():
+                rows = connection.execute(f'SELECT * FROM "{name}"').fetchall()
+                said += [f"{name}: {row!r}" for row in rows]
+            return said
 
     return everything
 
