@@ -7,7 +7,11 @@ whether it serves it, and claims by the texts that it serves.
 from __future__ import annotations
 
 import json
+import logging
+import math
+import random
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
@@ -16,10 +20,14 @@ from typing import Any, Final
 from runqueue import demands, moves, statements
 from runqueue.database import Store
 from runqueue.demands import Capabilities
-from runqueue.errors import IllegalMove, RunNotFound, StaleClaim
+from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
 from runqueue.models import Run
 from runqueue.states import Actor, Status
 
+log = logging.getLogger("runqueue.runner")
+
+BACK_OFF: Final = (0.1, 5.0)
+"""Shortest and longest pause, in seconds, between two tries while the database is away."""
 LOOK_AROUND: Final = 1.0
 """Seconds after which also a busy runner looks for demand texts that it has not seen."""
 
@@ -66,20 +74,31 @@ class Matcher:
     def _serves(self, text: str) -> bool:
         try:
             return not demands.unmet(demands.parse(text), self._capabilities)
-        except ValueError:
+        except (TypeError, ValueError):
             return False  # a row that somebody wrote by hand must not end the loop
 
 
 def claim_many(
-    store: Store, matcher: Matcher, runner_id: str, limit: int, *, now: str, moment: float
+    store: Store,
+    matcher: Matcher,
+    runner_id: str,
+    limit: int,
+    *,
+    now: str,
+    moment: float,
+    may_claim: Callable[[], bool] = lambda: True,
 ) -> list[Run]:
-    """Take up to `limit` runs in one transaction; an empty list when there is none to serve."""
+    """Take up to `limit` runs in one transaction; an empty list when there is none to serve.
+
+    `may_claim` is asked in that transaction: a runner that was drained or removed meanwhile
+    takes nothing more.
+    """
     # Looking takes no write lock, so that idle runners do not stand in anybody's way.
     if matcher.is_idle and not matcher.look(store, moment):
         return []
     runs: list[Run] = []
     with store.transaction():
-        while len(runs) < limit:
+        while len(runs) < limit and (runs or may_claim()):
             run = matcher.claim(store, runner_id, now=now, moment=moment)
             if run is None:
                 break
@@ -135,10 +154,15 @@ class Claim:
 
     def notify_stop(self) -> None:
         """Tell whoever executes the run to end it; for the runner, who watches for stops."""
-        if not self._to_end.is_set():
-            self._to_end.set()
-            if self._on_stop is not None:
+        if self._to_end.is_set():
+            return
+        self._to_end.set()
+        if self._on_stop is not None:
+            try:
                 self._on_stop()
+            except Exception:
+                # The caller's code in the runner's thread, which must see the next stop too.
+                log.exception("run %s: what was to end it failed", self.fence.run_id)
 
     def complete(self, result: str | None = None) -> None:
         """Report success and the result."""
@@ -187,14 +211,32 @@ class Claim:
         if self._is_reported or self.is_over:
             return
         if error is None:
-            self._confirm_or(lambda: self.complete())
+            self.insist(lambda: self._confirm_or(self.complete))
         else:
             reason = str(error).strip()
             text = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
             try:
-                self._confirm_or(lambda: self.fail(text))
+                self.insist(lambda: self._confirm_or(lambda: self.fail(text)))
             except (StaleClaim, RunNotFound) as refusal:
                 raise refusal from error
+
+    def insist(self, report: Callable[[], None], patience: float = math.inf) -> None:
+        """Repeat a report while the database is away: the work is done, only its end is not told.
+
+        Gives up after `patience` seconds, and in a transaction of the caller's at once.
+        """
+        began, pause = time.monotonic(), BACK_OFF[0]
+        while True:
+            try:
+                report()
+                return
+            except StorageError as error:
+                is_late = time.monotonic() - began > patience
+                if not error.retryable or is_late or self._store.database.in_transaction():
+                    raise
+                log.warning("run %s: its report waits: %s", self.fence.run_id, error)
+            time.sleep(random.uniform(BACK_OFF[0], pause))
+            pause = min(2 * pause, BACK_OFF[1])
 
     def _confirm_or(self, report: Callable[[], None]) -> None:
         rows = self._store.run(statements.RUN_STATE, run_id=self.fence.run_id)

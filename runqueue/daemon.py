@@ -19,9 +19,10 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
-from runqueue import clock, retention, statements
+from runqueue import clock, retention, statements, sweeper
 from runqueue.errors import RunqueueError
 from runqueue.queue import Queue
+from runqueue.settings import BEATS_PER_LEASE
 
 log = logging.getLogger("runqueue.daemon")
 
@@ -33,8 +34,10 @@ ALIVE: Final = 45.0
 """Seconds after its last sign of life for which a daemon counts as alive."""
 REMIND: Final = 60.0
 """Seconds after which a failure that goes on is told again."""
-PRUNE_EVERY: Final = 60.0
-"""Seconds between two looks for runs to prune, while there are none."""
+TIDY_EVERY: Final = 60.0
+"""Seconds between two looks for what is to be pruned, forgotten or healed."""
+AWAY: Final = 5.0
+"""Seconds without a sweep after which the daemon cannot tell silent runners from its own sleep."""
 
 
 class Steady(BaseTrigger):  # type: ignore[misc]
@@ -62,7 +65,9 @@ class Daemon:
         self._id = f"{socket.gethostname()}-{os.getpid()}"
         self._started_at = queue.now()
         self._beaten: float | None = None
-        self._pruned = -PRUNE_EVERY
+        self._tidied = -TIDY_EVERY
+        self._swept: float | None = None
+        self._held_until = 0.0
         self._failures = 0
         self._cause = ""
         self._told = 0.0
@@ -94,6 +99,7 @@ class Daemon:
             if abs(step) > min(self._interval, 1.0):
                 offset += step
                 log.warning("the clock stepped by %+.1f s; sweeping now", step)
+                self._hold(time.monotonic())
                 job.modify(next_run_time=datetime.now(timezone.utc))
 
     def tick(self) -> None:
@@ -124,20 +130,39 @@ class Daemon:
         if self._beaten is None or moment - self._beaten >= BEAT:
             self._beat()
             self._beaten = moment
-        swept = self._queue.sweep()
+        if self._swept is not None and moment - self._swept > max(AWAY, 3 * self._interval):
+            self._hold(moment)
+        swept = self._queue.sweep(rescues=moment >= self._held_until)
+        self._swept = time.monotonic()
         if swept:
             told = ", ".join(f"{count} {name}" for name, count in swept._asdict().items() if count)
             log.info("sweep: %s", told)
-        if self._keep is not None and moment - self._pruned >= PRUNE_EVERY:
-            self._prune(self._keep, moment)
+        if moment - self._tidied >= TIDY_EVERY:
+            self._tidy(moment)
 
-    def _prune(self, keep: float, moment: float) -> None:
-        before = clock.shift(self._queue.now(), -keep)
-        pruned = retention.prune_batch(self._queue.store, before)
-        if pruned:
-            log.info("pruned %d finished runs", pruned)
-        if pruned < retention.BATCH:
-            self._pruned = moment  # else the next tick goes on with the next batch
+    def _hold(self, moment: float) -> None:
+        """Rescue nothing until every live runner has had the time for a heartbeat.
+
+        If this process slept, or the clock stepped, or the database was locked, then the same
+        may hold for runners, whose leases ran out without their fault.
+        """
+        pause = self._queue.settings.lease / BEATS_PER_LEASE + AWAY / 5
+        self._held_until = moment + pause
+        log.warning("no sweep for a while; runners have %.0f s to show that they live", pause)
+
+    def _tidy(self, moment: float) -> None:
+        store, now = self._queue.store, self._queue.now()
+        pruned = 0
+        if self._keep is not None:
+            pruned = retention.prune_batch(store, clock.shift(now, -self._keep))
+            if pruned:
+                log.info("pruned %d finished runs", pruned)
+        if pruned == retention.BATCH:
+            return  # the next tick goes on with the next batch
+        self._tidied = moment
+        sweeper.forget_runners(store, now=now)
+        if healed := sweeper.heal(store):
+            log.warning("%d runs waited behind nobody and may be claimed now", healed)
 
     def _beat(self) -> None:
         store, now = self._queue.store, self._queue.now()

@@ -157,6 +157,8 @@ class Store:
             _inherited.append(self.database.connection())
         # Another thread of the parent may have held it at the fork, and is not here to let go.
         self.database._lock = threading.Lock()  # type: ignore[attr-defined]
+        if isinstance(self.database, sqlite.Database):
+            self.database.renew_turn()
         self.database.dispose()
 
 

@@ -83,13 +83,14 @@ class Execution:
         self._over = threading.Event()
         self.last_output_at = None
         self.pid = None
+        given = prompt.encode("utf-8", "replace")  # before there is anything to leave behind
         try:
             process, status = self._start_supervisor(env, stop_grace)
         except (OSError, ValueError) as error:
             self._finish(Outcome("failed", None, _start_failure(error), None))
             return
         self.pid = process.pid
-        self._start_watching(process, status, prompt.encode("utf-8", "replace"))
+        self._start_watching(process, status, given)
 
     def stop(self) -> None:
         """Ask for the end of every process of the run; `wait` tells when that is done."""

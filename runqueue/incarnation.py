@@ -8,34 +8,47 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from pathlib import Path
+from typing import Final
+
+NONE: Final = "none"
+UNKNOWN: Final = "unknown"
 
 
 def current() -> str:
     """Return a text that no other process, and no other runner of this one, has."""
-    import psutil
-
-    process = psutil.Process()
-    return f"{_machine()}/{process.pid}/{process.create_time():.2f}/{secrets.token_hex(4)}"
+    return f"{_machine()}/{os.getpid()}/{_began(os.getpid())}/{secrets.token_hex(4)}"
 
 
 def is_dead(incarnation: str) -> bool:
     """Whether a process is known to have ended; False when that cannot be seen from here."""
+    machine, _, rest = incarnation.rpartition("/")[0].partition("/")
+    pid, _, began = rest.partition("/")
+    if machine != _machine() or not pid.isdigit() or not began:
+        return False
+    return _began(int(pid)) not in (began, UNKNOWN)
+
+
+def _began(pid: int) -> str:
+    """When a process began, NONE when it has ended, UNKNOWN when that cannot be seen."""
+    try:
+        # Ticks since the boot. psutil's create_time() is wall time: it moves with the clock.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return NONE if fields[0] in "ZX" else fields[19]
+    except (FileNotFoundError, ProcessLookupError):
+        if sys.platform == "linux":
+            return NONE
+    except OSError:
+        return UNKNOWN
     import psutil
 
-    machine, _, rest = incarnation.rpartition("/")[0].partition("/")
-    pid, _, created = rest.partition("/")
-    if machine != _machine() or not pid.isdigit() or not created:
-        return False
     try:
-        process = psutil.Process(int(pid))
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return True
-        return f"{process.create_time():.2f}" != created
+        return f"{psutil.Process(pid).create_time():.2f}"
     except psutil.NoSuchProcess:
-        return True
+        return NONE
     except psutil.Error:
-        return False
+        return UNKNOWN
 
 
 def _machine() -> str:

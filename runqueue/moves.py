@@ -61,7 +61,7 @@ def _repeated_or_refused(store: Store, name: str, fence: Fence, values: dict[str
     reported = (values.get("result"), values.get("error"))
     if is_owner and status == MOVES[name].target.value and (result, error) == reported:
         return str(session_id)
-    if not is_owner or status in {terminal.value for terminal in TERMINAL}:
+    if not is_owner or status in {Status.PENDING.value} | {terminal.value for terminal in TERMINAL}:
         raise StaleClaim(
             f"runner {fence.runner_id} no longer owns run {fence.run_id}, which is {status}; "
             "stop working on it"

@@ -235,13 +235,16 @@ class Queue:
         self._bell.ring()
         return run
 
-    def sweep(self, now: datetime | str | None = None) -> Sweep:
-        """Do one tick of the daemon: expire, settle, lose and release what is due."""
+    def sweep(self, now: datetime | str | None = None, *, rescues: bool = True) -> Sweep:
+        """Do one tick of the daemon: expire, settle, lose and release what is due.
+
+        Without `rescues` runs are only expired.
+        """
         if now is None:
             moment = self.now()
         else:
             moment = clock.to_text(clock.from_text(now) if isinstance(now, str) else now)
-        swept = sweeper.sweep(self.store, self.settings, now=moment)
+        swept = sweeper.sweep(self.store, self.settings, now=moment, rescues=rescues)
         if swept:
             self._bell.ring()
         return swept

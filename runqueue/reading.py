@@ -85,9 +85,14 @@ def problems(store: Store) -> list[str]:
         return found
     for run_id, session_id in store.query(_disordered()):
         found.append(f"run {run_id} may be claimed though others of session {session_id} go first")
-    for run_id, session_id in store.query(_stuck()):
+    for run_id, session_id in stuck(store):
         found.append(f"run {run_id} waits though no other run of session {session_id} goes first")
     return found
+
+
+def stuck(store: Store) -> list[tuple[str, str]]:
+    """Return runs that are marked as waiting though no other of their session goes first."""
+    return [(row[0], row[1]) for row in store.query(_stuck())]
 
 
 def _first_of(run: Any) -> Any:

@@ -24,7 +24,7 @@ from runqueue import claims, clock, demands, incarnation, statements, sweeper
 from runqueue.claims import Claim
 from runqueue.database import Store
 from runqueue.demands import Capabilities
-from runqueue.errors import InvalidRun, RunnerConflict, RunqueueError, StorageError
+from runqueue.errors import InvalidRun, RunnerConflict, RunqueueError, StorageBusy, StorageError
 from runqueue.models import Runner as RunnerRow
 from runqueue.settings import BEATS_PER_LEASE, Settings
 from runqueue.signals import on_ending
@@ -37,8 +37,6 @@ LOOK_AGAIN: Final = 5.0
 """Seconds after which a waiting claim asks even though nothing was seen to change."""
 STOP_GAP: Final = 0.005
 """Seconds between two looks for stops: a busy database changes thousands of times a second."""
-BACK_OFF: Final = (0.1, 5.0)
-"""Shortest and longest pause, in seconds, of the claim loop while the database is away."""
 
 
 class Runner:
@@ -76,6 +74,7 @@ class Runner:
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._beaten_at = 0.0
+        self._pid = 0
         self.is_open = False
 
     def __enter__(self) -> Runner:
@@ -100,6 +99,7 @@ class Runner:
             return
         self._register()
         self.is_open = True
+        self._pid = os.getpid()
         self._beaten_at = time.monotonic()
         for name, target in (("heartbeat", self._beat_on), ("stops", self._watch_stops)):
             thread = threading.Thread(target=target, name=f"runqueue-{name}", daemon=True)
@@ -110,9 +110,13 @@ class Runner:
         """Resolve what was not reported, sign off, and stop beating."""
         if not self.is_open:
             return
+        if self._pid != os.getpid():  # the child of a fork: the runner is its parent's
+            self.is_open = False
+            return
         self.drain()
         self._closed.set()
         self._holds.set()
+        self._bell.ring()  # for the thread that waits for stops
         for thread in self._threads:
             thread.join()
         self.is_open = False
@@ -162,6 +166,10 @@ class Runner:
         if self._draining.is_set():
             return []
         self.open()
+        if self._pid != os.getpid():
+            raise RunnerConflict(
+                f"runner {self.runner_id} belongs to process {self._pid}; a fork needs its own"
+            )
         deadline = time.monotonic() + timeout
         watch = None
         while not self._draining.is_set():
@@ -185,7 +193,7 @@ class Runner:
         A claim whose stop came before its start is confirmed and not yielded; one that comes
         in the instant between makes entering the claim raise StaleClaim.
         """
-        pause = BACK_OFF[0]
+        pause = claims.BACK_OFF[0]
         while not self._draining.is_set():
             try:
                 claim = self.claim(timeout=LOOK_AGAIN)
@@ -193,10 +201,10 @@ class Runner:
                 if not error.retryable:
                     raise
                 log.warning("runner %s: %s", self.runner_id, error)
-                self._draining.wait(random.uniform(BACK_OFF[0], pause))
-                pause = min(2 * pause, BACK_OFF[1])
+                self._draining.wait(random.uniform(claims.BACK_OFF[0], pause))
+                pause = min(2 * pause, claims.BACK_OFF[1])
                 continue
-            pause = BACK_OFF[0]
+            pause = claims.BACK_OFF[0]
             if claim is None:
                 continue
             if claim.stop_requested:
@@ -214,6 +222,7 @@ class Runner:
             limit,
             now=self._now(),
             moment=time.monotonic(),
+            may_claim=self._may_claim,
         )
         taken = [
             Claim(self._store, run, self.capabilities, self._now, self._forget) for run in runs
@@ -289,15 +298,26 @@ class Runner:
                     if failing:
                         log.warning("runner %s: the heartbeat is back", self.runner_id)
                     failing = False
-                except StorageError as error:
+                except Exception as error:
                     # A failed beat says nothing about ownership; only the lease's end does.
                     if not failing:
-                        log.warning("runner %s: no heartbeat: %s", self.runner_id, error)
+                        known = isinstance(error, RunqueueError)
+                        log.warning(
+                            "runner %s: no heartbeat: %s", self.runner_id, error, exc_info=not known
+                        )
                     failing = True
-                    if time.monotonic() - self._beaten_at > self._lease:
-                        self._end_agents()
+                    self._end_agents_when_lost(error)
         finally:
             self._store.close()
+
+    def _end_agents_when_lost(self, error: Exception) -> None:
+        # While another process holds a database that answers, that it is busy is all we know:
+        # whether somebody took our runs, the next beat says. A database that is away may have
+        # been there for others, who took them when the lease ran out.
+        if isinstance(error, StorageBusy):
+            return
+        if time.monotonic() - self._beaten_at > self._lease:
+            self._end_agents()
 
     def _pause(self, failing: bool) -> float:
         return min(1.0, self._lease / 10) if failing else self._lease / BEATS_PER_LEASE
@@ -305,16 +325,10 @@ class Runner:
     def _beat(self) -> bool:
         """Beat once; return whether this runner still exists."""
         sent = time.monotonic()
-        was_silent = False
         with self._store.transaction():
             now = self._now()
             row = self._row()
             if row is not None:
-                was_silent = row[1] <= now
-                if was_silent:
-                    # Others may have taken what it held; what they did not take yet must not
-                    # be revived by this beat, for its agents are ended.
-                    self._give_up(f"runner {self.runner_id} was silent for longer than its lease")
                 self._store.change(
                     statements.BEAT,
                     now=now,
@@ -327,31 +341,51 @@ class Runner:
             self._end_agents()
             self.drain()
             return False
-        if was_silent:
+        state, lease_until = row
+        if lease_until <= now:
+            # What somebody resolved meanwhile is lost; what is still its own goes on.
             log.warning("runner %s was silent for longer than its lease", self.runner_id)
-            self._end_agents()
+            self._notify_stops()
         self._beaten_at = sent
-        if row[0] == "draining" and not self._draining.is_set():
+        if state == "draining":
+            self._drain_as_asked()
+        return True
+
+    def _drain_as_asked(self) -> None:
+        if not self._draining.is_set():
             log.info("runner %s drains, as asked", self.runner_id)
             self.drain()
-        return True
+
+    def _may_claim(self) -> bool:
+        row = self._row()
+        if row is not None and row[0] == "online":
+            return True
+        self._drain_as_asked()
+        return False
 
     def _end_agents(self) -> None:
         for claim in self.held:
             claim.notify_stop()
 
     def _watch_stops(self) -> None:
+        watch = None
         try:
-            watch = Watch(self._store, self._bell)
             while not self._closed.is_set():
                 if not self._holds.wait(LOOK_AGAIN):
                     continue
                 try:
+                    watch = watch or Watch(self._store, self._bell)
+                    if self._closed.is_set():  # and rung, before this watch could hear it
+                        return
                     self._notify_stops()
                     self._closed.wait(STOP_GAP)
                     watch.wait(LOOK_AGAIN)
                 except StorageError:
-                    self._closed.wait(BACK_OFF[0])
+                    watch = None  # the heartbeat tells; a stop is seen once the database is back
+                    self._closed.wait(claims.BACK_OFF[0])
+                except Exception:
+                    log.exception("runner %s cannot look for stops", self.runner_id)
+                    self._closed.wait(claims.BACK_OFF[1])
         finally:
             self._store.close()
 

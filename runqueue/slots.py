@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import threading
@@ -10,12 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from runqueue.claims import Claim
+from runqueue.claims import BACK_OFF, Claim
 from runqueue.database import Store
 from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
 from runqueue.executor import Execution, Outcome
 from runqueue.models import Run
-from runqueue.runner import BACK_OFF, LOOK_AGAIN, Runner
+from runqueue.runner import LOOK_AGAIN, Runner
 
 log = logging.getLogger("runqueue.runner")
 
@@ -63,7 +64,20 @@ class Slots:
         timer.start()
 
     def serve(self) -> None:
-        """Claim and execute until the runner drains and its last run has been reported."""
+        """Claim and execute until the runner drains and its last run has been reported.
+
+        Whatever ends it early: the runner beats on until its runs have been ended and reported.
+        """
+        try:
+            self._claim_on()
+        except BaseException:
+            self._runner.drain()
+            self._end_runs()
+            raise
+        finally:
+            self._finish()
+
+    def _claim_on(self) -> None:
         pause = BACK_OFF[0]
         while not self._runner.is_draining:
             if not self._free.acquire(timeout=0.5):
@@ -82,7 +96,6 @@ class Slots:
                 self._free.release()
             else:
                 self._begin(claim)
-        self._finish()
 
     def _begin(self, claim: Claim) -> None:
         thread = threading.Thread(
@@ -90,7 +103,13 @@ class Slots:
         )
         with self._lock:
             self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no thread is to be had
+            with self._lock:
+                self._threads.discard(thread)
+            claim.release()
+            raise
 
     def _finish(self) -> None:
         with self._lock:
@@ -118,10 +137,12 @@ class Slots:
         except (StaleClaim, RunNotFound) as refusal:
             log.warning("run %s: report refused: %s", run_id, refusal)
         except StorageError as error:
-            log.error("run %s: not reported: %s", run_id, error)
+            # Its runs are resolved when it ends; beating on would keep this one running for ever.
+            log.error("run %s: not reported, so the runner ends: %s", run_id, error)
+            self._runner.drain()
         except Exception:
             log.exception("run %s: the runner failed", run_id)
-            self._insist(lambda: claim.fail("the runner failed; its log says why"))
+            self._insist(claim, lambda: claim.fail("the runner failed; its log says why"))
         finally:
             self._store.close()
             with self._lock:
@@ -130,9 +151,9 @@ class Slots:
 
     def _execute(self, claim: Claim) -> None:
         try:
-            self._insist(claim.start)
+            claim.insist(claim.start)
         except IllegalMove:  # a stop came first: there is nothing to end yet
-            self._insist(claim.confirm_stop)
+            claim.insist(claim.confirm_stop)
             return
         run = claim.run
         log.info("run %s of session %s started", run.run_id, run.session_id)
@@ -163,7 +184,7 @@ class Slots:
             time.monotonic() - began,
             outcome.exit_status,
         )
-        self._insist(lambda: self._report(claim, outcome))
+        self._insist(claim, lambda: self._report(claim, outcome))
 
     def _report(self, claim: Claim, outcome: Outcome) -> None:
         if outcome.kind == "completed":
@@ -173,25 +194,16 @@ class Slots:
         else:
             try:
                 claim.confirm_stop()
-            except IllegalMove:  # nobody asked for it but this runner's own end
+            except IllegalMove:  # nobody asked for it but this runner itself
                 runner_id = self._runner.runner_id
-                claim.fail(f"runner {runner_id} was shut down before the run had ended")
+                claim.fail(
+                    f"runner {runner_id} was shut down before the run had ended"
+                    if self._ended_at is not None
+                    else f"runner {runner_id} ended it, having no heartbeat within its lease"
+                )
 
-    def _insist(self, report: Callable[[], None]) -> None:
-        """Repeat a report until the database takes or refuses it: the work is done already."""
-        pause = BACK_OFF[0]
-        while True:
-            try:
-                report()
-                return
-            except StorageError as error:
-                ended_at = self._ended_at
-                is_late = ended_at is not None and time.monotonic() - ended_at > LAST_WORD
-                if not error.retryable or is_late:
-                    raise
-                log.warning("a report waits for the database: %s", error)
-            time.sleep(random.uniform(BACK_OFF[0], pause))
-            pause = min(2 * pause, BACK_OFF[1])
+    def _insist(self, claim: Claim, report: Callable[[], None]) -> None:
+        claim.insist(report, math.inf if self._ended_at is None else LAST_WORD)
 
     def _environment(self, run: Run) -> dict[str, str]:
         environment = dict(os.environ)

@@ -6,6 +6,7 @@ import os
 import random
 import sqlite3
 import stat
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ class Database(peewee.SqliteDatabase):
     def __init__(self, path: Path, busy_timeout: float) -> None:
         self.path = path
         self.busy_timeout = busy_timeout
+        self.renew_turn()
         super().__init__(
             # Never created here: a file that went away must not come back empty and open.
             f"file:{quote(str(path))}?mode=rw",
@@ -55,8 +57,19 @@ class Database(peewee.SqliteDatabase):
         connection: sqlite3.Connection = self._patiently(super()._connect)  # type: ignore[misc]
         return connection
 
+    def renew_turn(self) -> None:
+        """Forget who waits: in the child of a fork they are not there."""
+        self._turn = threading.Lock()
+
     def begin(self, lock_type: str | None = None) -> None:
-        self._patiently(lambda: super(Database, self).begin(lock_type))
+        # One thread of a process tries at a time: a hundred that try together keep the one
+        # that holds the lock from ever getting the interpreter to finish.
+        if not self._turn.acquire(timeout=self.busy_timeout):
+            raise peewee.OperationalError("database is locked")
+        try:
+            self._patiently(lambda: super(Database, self).begin(lock_type))
+        finally:
+            self._turn.release()
 
     def execute_sql(self, sql: str, params: Sequence[Any] | None = None) -> Any:
         if self.in_transaction():

@@ -162,7 +162,9 @@ def _claim() -> Any:
         .limit(SQL("1"))
     )
     columns = [field for field in Run._meta.sorted_fields if field.name != "result"]
-    return _move("claim", Run.run_id == pick, *columns, runner_id=hole("runner_id"))
+    # A run that somebody set back to pending by hand begins anew.
+    afresh = {"error": None, "result": None, "started_at": None, "completed_at": None}
+    return _move("claim", Run.run_id == pick, *columns, runner_id=hole("runner_id"), **afresh)
 
 
 CLAIM: Final = Statement(_claim)
@@ -269,6 +271,21 @@ DELETE_RUNNER: Final = Statement(
         Runner.runner_id == hole("runner_id"), Runner.incarnation == hole("incarnation")
     )
 )
+UNMARK: Final = Statement(
+    lambda: Run.update({Run.waiting: SQL("0")}).where(
+        Run.run_id == hole("run_id"), Run.status == literal(Status.PENDING)
+    )
+)
+
+
+def _forget_runners() -> Any:
+    owned = Run.select(SQL("1")).where(
+        Run.runner_id == Runner.runner_id, _is_one_of(Run.status, ACTIVE)
+    )
+    return Runner.delete().where(Runner.lease_until < hole("before"), ~fn.EXISTS(owned))
+
+
+FORGET_RUNNERS: Final = Statement(_forget_runners)
 BEAT_DAEMON: Final = Statement(
     lambda: Daemon.update(
         {

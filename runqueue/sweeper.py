@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from runqueue import clock, moves, settings, statements, why
+from runqueue import clock, moves, reading, settings, statements, why
 from runqueue.database import Store
 from runqueue.states import MOVES, Actor
 
 BATCH: Final = 500
 """Runs expired in one transaction, so that a large backlog does not keep writers waiting."""
+
+
+FORGET_AFTER: Final = 86_400.0
+"""Seconds for which a dead runner stays listed."""
 
 
 class Sweep(NamedTuple):
@@ -28,9 +32,11 @@ class Sweep(NamedTuple):
         return any(self)
 
 
-def sweep(store: Store, config: settings.Settings, *, now: str) -> Sweep:
-    """Expire, settle, lose and release what is due at `now`."""
+def sweep(store: Store, config: settings.Settings, *, now: str, rescues: bool = True) -> Sweep:
+    """Expire, settle, lose and release what is due at `now`; without `rescues` only expire."""
     expired = _expire(store, now)
+    if not rescues:
+        return Sweep(expired)
     times = {
         "now": now,
         "lease_ago": clock.shift(now, -config.lease),
@@ -54,6 +60,22 @@ def rescue_runner(store: Store, runner_id: str, *, now: str, actor: Actor, reaso
             _record(store, rescue.name, rows, now, actor)
             counts[rescue.name] = len(rows)
     return Sweep(0, counts["settle"], counts["lose"], counts["release"])
+
+
+def heal(store: Store) -> int:
+    """Let runs be claimed that wait behind nobody; return how many.
+
+    The triggers keep that right, but for a run that an INSERT OR REPLACE took away.
+    """
+    stuck = reading.stuck(store)
+    for run_id, _ in stuck:
+        store.change(statements.UNMARK, run_id=run_id)
+    return len(stuck)
+
+
+def forget_runners(store: Store, *, now: str) -> int:
+    """Delete the rows of runners that died a day ago and own nothing; return how many."""
+    return store.change(statements.FORGET_RUNNERS, before=clock.shift(now, -FORGET_AFTER))
 
 
 def _rescue(store: Store, rescue: statements.Rescue, times: dict[str, str]) -> int:

@@ -24,6 +24,10 @@ GIVEN = (
 )
 RUN_TIMES = ("created_at", "claimed_at", "started_at", "completed_at", "timeout_at")
 SESSION_TIMES = ("created_at", "last_resumed_at")
+TEXTS = (
+    *("run_id", "session_id", "agent_name", "prompt", "project_dir", "parent_session_id"),
+    *("runner_id", "error", "result"),
+)
 REQUIRED = ("run_id", "session_id", "type", "prompt", "created_at")
 
 
@@ -60,9 +64,16 @@ def is_time_or_naive(column: str) -> str:
 
 def is_object(column: str) -> str:
     return (
-        f"CONSTRAINT {column}_object CHECK ({column} IS NULL OR CASE WHEN json_valid({column}) "
+        f"CONSTRAINT {column}_object CHECK ({column} IS NULL "
+        f"OR CASE WHEN typeof({column}) = 'text' AND json_valid({column}) "
         f"THEN json_type({column}) = 'object' ELSE 0 END)"
     )
+
+
+def is_text(*columns: str) -> str:
+    """A column of type TEXT keeps a blob as it is, and no comparison with a text finds it."""
+    checks = " AND ".join(f"typeof({column}) IN ('text', 'null')" for column in columns)
+    return f",\n        CONSTRAINT {columns[0]}_text CHECK ({checks})"
 
 
 def runs_table(name: str, extra: str = "") -> str:
@@ -87,7 +98,7 @@ def runs_table(name: str, extra: str = "") -> str:
         priority INTEGER NOT NULL DEFAULT 0
             CONSTRAINT priority_integer CHECK (typeof(priority) = 'integer'),
         result TEXT,
-        waiting INTEGER NOT NULL DEFAULT 0 CHECK (waiting IN (0, 1)){extra})"""
+        waiting INTEGER NOT NULL DEFAULT 0 CHECK (waiting IN (0, 1)){extra}{is_text(*TEXTS)})"""
 
 
 def sessions_table(name: str, extra: str = "", default: str = "") -> str:
@@ -102,7 +113,7 @@ def sessions_table(name: str, extra: str = "", default: str = "") -> str:
         executor_type TEXT,
         executor_session_id TEXT,
         last_resumed_at TEXT {is_time_or_naive("last_resumed_at")},
-        home_dir TEXT{extra})"""
+        home_dir TEXT{extra}{is_text("session_id", "agent_name", "project_dir", "hostname")})"""
 
 
 OTHER_TABLES = (
@@ -220,6 +231,8 @@ TRIGGERS = {
         DELETE FROM runs WHERE session_id = OLD.session_id;
         UPDATE sessions SET parent_session_id = NULL WHERE parent_session_id = OLD.session_id;
         END""",
+    "run_events_update": "BEFORE UPDATE ON run_events "
+    "BEGIN SELECT RAISE(ABORT, 'run_events is only ever added to'); END",
     "runs_delete_events": "AFTER DELETE ON runs BEGIN "
     "DELETE FROM run_events WHERE run_id = OLD.run_id; END",
     "runs_order_insert": f"""AFTER INSERT ON runs
@@ -404,7 +417,7 @@ def fail_surplus_events(db: SqliteDatabase) -> None:
 def extra_columns(db: SqliteDatabase, table: str, names: list[str]) -> str:
     """Definitions of the columns that are not ours; nullable, for our inserts do not name them."""
     ours = runs_table("x") if table == "runs" else sessions_table("x")
-    mine = {line.split()[0] for line in ours.splitlines()[1:]}
+    mine = {line.split()[0] for line in ours.splitlines()[1:]}  # CONSTRAINT among them
     info = db.execute_sql(f"PRAGMA table_info({table})").fetchall()
     return "".join(
         f', "{name}" {kind}' + ("" if default is None else f" DEFAULT ({default})")

@@ -42,8 +42,12 @@ BAD_VALUES = {
     "status": ["done", "PENDING", "", "pending "],
     "type": ["start_session", "", "RESUME"],
     "execution_mode": ["SYNC", "", "later"],
-    "demands": ["", "gpu", "{", "[]", '["gpu"]', '"gpu"', "1", "null", "{'tags': []}", '{"a":1}x'],
+    "demands": [
+        *("", "gpu", "{", b"{}", "[]", '["gpu"]', '"gpu"', "1", "null", "{'tags': []}"),
+        '{"a":1}x',
+    ],
     "priority": ["high"],
+    "prompt": [b"bytes"],
 }
 REQUIRED = ("run_id", "session_id", "type", "prompt", "execution_mode", "status", "created_at")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 import runqueue
-from runqueue import InvalidRun, Queue, Runner, RunnerConflict, Status
+from runqueue import InvalidRun, Queue, Runner, RunnerConflict, Status, retention
 from tests.helpers import (
     LONG,
     MovableClock,
@@ -18,7 +18,6 @@ from tests.helpers import (
     in_another_process,
     start,
     status_of,
-    take,
     wait_until,
 )
 
@@ -172,25 +171,89 @@ def test_a_runner_keeps_the_lease_that_a_daemon_wants(
     assert runner_column(queue, "lease_until") == clock.text(7.5)
 
 
-def test_a_runner_silent_past_its_lease_gives_up_its_runs(
+def test_a_runner_silent_past_its_lease_keeps_what_nobody_took(
     quick: Queue, open_runner: Callable[..., Runner], clock: MovableClock
 ) -> None:
-    """Its next beat revives the runner, not its runs: they are resolved, their agents told."""
-    quick.enqueue_many([{"prompt": "x"}, {"prompt": "y"}])
+    """A laptop that slept lost nothing if nobody resolved its runs meanwhile."""
+    quick.enqueue("x")
     runner = open_runner(on=quick)
-    claimed, running = runner.claim_many(2)
-    running.start()
+    running = start(runner)
+    clock.advance(10)
+    wait_until(lambda: runner_column(quick, "lease_until") == clock.text(0.06))
+    assert not running.stop_requested
+    running.complete("done after all")
+    assert quick.get(running.run.run_id).result == "done after all"
+
+
+def test_a_runner_silent_past_its_lease_ends_what_was_taken(
+    connect: Callable[..., Queue], open_runner: Callable[..., Runner], clock: MovableClock
+) -> None:
+    """What the daemon resolved while it slept is not its own any more."""
+    queue = connect(lease=30)
+    queue.enqueue("x")
+    runner = open_runner(on=queue)
+    running = start(runner)
     told = threading.Event()
     running.on_stop(told.set)
-    clock.advance(10)
+    clock.advance(31)
+    assert queue.sweep().lost == 1
     assert told.wait(LONG)
-    wait_until(lambda: status_of(quick, running.run) == Status.FAILED)
-    assert "silent" in quick.get(running.run.run_id).error
-    assert status_of(quick, claimed.run) == Status.PENDING
-    assert claimed.stop_requested
-    wait_until(lambda: runner_column(quick, "lease_until") == clock.text(0.06))
     assert not runner.is_draining
-    assert take(runner).run.run_id == claimed.run.run_id
+
+
+def test_a_callback_that_fails_does_not_keep_the_next_stop_away(
+    queue: Queue, open_runner: Callable[..., Runner]
+) -> None:
+    """The thread that watches for stops outlives what it calls."""
+    runner = open_runner()
+    told = threading.Event()
+    queue.enqueue_many([{"prompt": "x"}, {"prompt": "y"}])
+    first, second = runner.claim_many(2)
+    first.on_stop(lambda: 1 // 0)
+    second.on_stop(told.set)
+    queue.stop(first.run.run_id)
+    wait_until(lambda: first.stop_requested)
+    queue.stop(second.run.run_id)
+    assert told.wait(LONG)
+
+
+def test_a_runner_that_is_to_drain_claims_nothing_more(
+    queue: Queue, open_runner: Callable[..., Runner]
+) -> None:
+    """At once, and not only after its next heartbeat; a removed one neither."""
+    queue.enqueue_many([{"prompt": "x"}, {"prompt": "y"}])
+    drained, removed = open_runner("drained"), open_runner("removed")
+    retention.drain_runner(queue.store, "drained")
+    retention.remove_runner(queue.store, "removed", now=queue.now(), force=True)
+    assert drained.claim(timeout=0) is None
+    assert removed.claim(timeout=0) is None
+    assert {run.status for run in queue.find()} == {Status.PENDING}
+
+
+FORKS = """
+queue.enqueue("x")
+with queue.runner() as runner:
+    claim = runner.claim(timeout=0)
+    claim.start()
+    child = os.fork()
+    if child == 0:
+        try:
+            runner.claim(timeout=0)
+        except runqueue.RunnerConflict:
+            print("refused", flush=True)
+        runner.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    claim.complete("still mine")
+print(queue.get(claim.run.run_id).result)
+"""
+
+
+def test_the_child_of_a_fork_neither_claims_for_its_parent_nor_ends_its_runs(
+    database_url: str,
+) -> None:
+    """A child that leaves the runner's block resolves nothing."""
+    assert in_another_process(database_url, FORKS).split("\n") == ["refused", "still mine", ""]
 
 
 @pytest.mark.parametrize(

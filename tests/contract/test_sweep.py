@@ -7,11 +7,12 @@ from datetime import timedelta, timezone
 
 import pytest
 
-from runqueue import Queue, Runner, Status, Sweep
+from runqueue import Queue, Runner, Status, Sweep, sweeper
 from tests.helpers import (
     MICROSECOND,
     MovableClock,
     events_of,
+    execute_sql,
     ids,
     row_of,
     start,
@@ -212,3 +213,40 @@ def test_sweep_refuses_a_time_without_a_zone(queue: Queue, clock: MovableClock) 
     """What a datetime without a zone means depends on the host, so it is an error."""
     with pytest.raises(ValueError, match="time zone"):
         queue.sweep(clock.moment.replace(tzinfo=None))
+
+
+def test_a_sweep_without_rescues_only_expires(queue: Queue, clock: MovableClock) -> None:
+    """For a daemon that slept: it cannot tell silent runners from its own sleep."""
+    queue.enqueue("late", timeout=5)
+    dead = queue.enqueue("running")
+    execute_sql(queue, "UPDATE runs SET status = 'running' WHERE run_id = ?", dead.run_id)
+    clock.advance(3600)
+    assert queue.sweep(rescues=False) == (1, 0, 0, 0)
+    assert queue.sweep() == (0, 0, 1, 0)
+
+
+def test_runs_that_wait_behind_nobody_are_healed(queue: Queue) -> None:
+    """Whatever left the mark, the daemon takes it away."""
+    run = queue.enqueue("x")
+    execute_sql(queue, "UPDATE runs SET waiting = 1 WHERE run_id = ?", run.run_id)
+    with queue.runner() as runner:
+        assert runner.claim(timeout=0) is None
+        assert sweeper.heal(queue.store) == 1
+        assert runner.claim(timeout=0) is not None
+    assert sweeper.heal(queue.store) == 0
+
+
+def test_runners_that_died_a_day_ago_are_forgotten(queue: Queue, clock: MovableClock) -> None:
+    """One that still owns a run is kept until that is resolved."""
+    queue.enqueue("x")
+    for runner_id in ("owner", "idle"):
+        execute_sql(
+            queue,
+            "INSERT INTO runners (runner_id, incarnation, registered_at, heartbeat_at, "
+            "lease_until) VALUES (?, 'i', ?, ?, ?)",
+            *(runner_id, clock.text(), clock.text(), clock.text()),
+        )
+    execute_sql(queue, "UPDATE runs SET status = 'running', runner_id = 'owner'")
+    clock.advance(90_000)
+    assert sweeper.forget_runners(queue.store, now=queue.now()) == 1
+    assert execute_sql(queue, "SELECT runner_id FROM runners") == [("owner",)]

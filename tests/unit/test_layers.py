@@ -377,6 +377,7 @@ def test_the_database_file_is_opened_by_us_in_one_place_only():
 ELSEWHERE = {
     ("settings", "load_env_file"),  # the settings file
     ("incarnation", "_machine"),  # /proc
+    ("incarnation", "_began"),  # /proc
     ("cli.base", "run"),  # the null device
     ("cli.admin", "backup"),  # a new file
 }
