@@ -1,0 +1,36 @@
+"""What becomes of runs at work when the runner's own loop fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+import pytest
+
+from runqueue import ConfigurationError, Queue, Status
+from runqueue.slots import Slots
+
+
+def test_an_error_in_the_claim_loop_ends_the_runs_before_the_runner(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No agent is left at work without a heartbeat, and its run is reported."""
+    run = queue.enqueue("x")
+    with queue.runner() as runner:
+        slots = Slots(queue.store, runner, ["sleep", "600"], slots=2, stop_grace=1, drain=60)
+        claim_once, calls = runner.claim, []
+
+        def claim(timeout: float) -> Any:
+            calls.append(timeout)
+            if len(calls) == 1:
+                return claim_once(timeout)
+            raise ConfigurationError("the database is read-only for this user")
+
+        monkeypatch.setattr(runner, "claim", claim)
+        with pytest.raises(ConfigurationError):
+            slots.serve()
+        assert runner.held == []
+        ended = queue.get(run.run_id)
+        assert ended.status == Status.FAILED
+        assert "shut down" in ended.error
+    assert psutil.Process().children(recursive=True) == []
