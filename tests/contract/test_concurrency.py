@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import chain
 
 import runqueue
-from runqueue import IllegalMove, Queue, Runner, SessionNotFound, Status
+from runqueue import IllegalMove, Queue, Runner, RunqueueError, SessionNotFound, Status
 from tests.helpers import (
     MovableClock,
     count,
@@ -186,3 +186,25 @@ def test_a_fresh_database_is_created_once_by_many(database_url: str) -> None:
     run_ids = together(barrier_queue, [begin] * 8)
     with runqueue.connect(database_url) as queue:
         assert sorted(ids(queue.find())) == sorted(run_ids)
+
+
+def test_a_hundred_threads_enqueue_at_once_and_none_is_refused(queue: Queue) -> None:
+    """Threads of one process wait in line; trying together, they keep the writer from ending."""
+    failures: list[Exception] = []
+
+    def enqueue() -> None:
+        try:
+            queue.enqueue("x")
+            queue.enqueue("y")
+        except RunqueueError as error:
+            failures.append(error)
+        finally:
+            queue.close()
+
+    threads = [threading.Thread(target=enqueue) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert count(queue, "runs") == 200
