@@ -12,7 +12,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final
@@ -30,6 +30,14 @@ BACK_OFF: Final = (0.1, 5.0)
 """Shortest and longest pause, in seconds, between two tries while the database is away."""
 LOOK_AROUND: Final = 1.0
 """Seconds after which also a busy runner looks for demand texts that it has not seen."""
+
+
+def pauses() -> Iterator[float]:
+    """Yield ever longer random pauses, in seconds, so that those who wait do not come at once."""
+    longest = BACK_OFF[0]
+    while True:
+        yield random.uniform(BACK_OFF[0], longest)
+        longest = min(2 * longest, BACK_OFF[1])
 
 
 class Matcher:
@@ -225,8 +233,8 @@ class Claim:
 
         Gives up after `patience` seconds, and in a transaction of the caller's at once.
         """
-        began, pause = time.monotonic(), BACK_OFF[0]
-        while True:
+        began = time.monotonic()
+        for pause in pauses():
             try:
                 report()
                 return
@@ -235,8 +243,7 @@ class Claim:
                 if not error.retryable or is_late or self._store.database.in_transaction():
                     raise
                 log.warning("run %s: its report waits: %s", self.fence.run_id, error)
-            time.sleep(random.uniform(BACK_OFF[0], pause))
-            pause = min(2 * pause, BACK_OFF[1])
+            time.sleep(pause)
 
     def _confirm_or(self, report: Callable[[], None]) -> None:
         rows = self._store.run(statements.RUN_STATE, run_id=self.fence.run_id)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import secrets
 import socket
 import threading
@@ -193,7 +192,7 @@ class Runner:
         A claim whose stop came before its start is confirmed and not yielded; one that comes
         in the instant between makes entering the claim raise StaleClaim.
         """
-        pause = claims.BACK_OFF[0]
+        waits = claims.pauses()
         while not self._draining.is_set():
             try:
                 claim = self.claim(timeout=LOOK_AGAIN)
@@ -201,10 +200,9 @@ class Runner:
                 if not error.retryable:
                     raise
                 log.warning("runner %s: %s", self.runner_id, error)
-                self._draining.wait(random.uniform(claims.BACK_OFF[0], pause))
-                pause = min(2 * pause, claims.BACK_OFF[1])
+                self._draining.wait(next(waits))
                 continue
-            pause = claims.BACK_OFF[0]
+            waits = claims.pauses()
             if claim is None:
                 continue
             if claim.stop_requested:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from runqueue.claims import BACK_OFF, Claim
+from runqueue.claims import Claim, pauses
 from runqueue.database import Store
 from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
 from runqueue.executor import Execution, Outcome
@@ -78,20 +77,19 @@ class Slots:
             self._finish()
 
     def _claim_on(self) -> None:
-        pause = BACK_OFF[0]
+        waits = pauses()
         while not self._runner.is_draining:
             if not self._free.acquire(timeout=0.5):
                 continue
             try:
                 claim = self._runner.claim(timeout=LOOK_AGAIN)
-                pause = BACK_OFF[0]
+                waits = pauses()
             except StorageError as error:
                 claim = None
                 if not error.retryable:
                     raise
                 log.warning("runner %s cannot claim: %s", self._runner.runner_id, error)
-                time.sleep(random.uniform(BACK_OFF[0], pause))
-                pause = min(2 * pause, BACK_OFF[1])
+                time.sleep(next(waits))
             if claim is None:
                 self._free.release()
             else:

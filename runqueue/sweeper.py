@@ -14,8 +14,6 @@ from runqueue.states import MOVES, Actor
 
 BATCH: Final = 500
 """Runs expired in one transaction, so that a large backlog does not keep writers waiting."""
-
-
 FORGET_AFTER: Final = 86_400.0
 """Seconds for which a dead runner stays listed."""
 

@@ -44,17 +44,16 @@ def unclaimed(store: Store, run_id: str, text: str, waiting: bool, *, now: str) 
     runners = live_runners(store, now)
     if not runners:
         return "no runner is alive"
-    ready = [runner for runner, missing in _compare(wanted, runners) if not missing]
+    compared = _compare(wanted, runners)
+    ready = [runner for runner, missing in compared if not missing]
     online = [runner for runner in ready if runner.state == "online"]
     if online:
         return f"{_count(online, 'runner')} could serve it, but all were busy"
     if ready:
         return f"{_count(ready, 'runner')} could serve it, but all are draining"
-    closest = min(_compare(wanted, runners), key=lambda pair: len(pair[1]))
+    closest = min(compared, key=lambda pair: len(pair[1]))
     nobody = [
-        key
-        for key in wanted
-        if all(key in {one.key for one in missing} for _, missing in _compare(wanted, runners))
+        key for key in wanted if all(key in {one.key for one in missing} for _, missing in compared)
     ]
     if nobody:
         unmet = " and ".join(f"{key} {json.dumps(wanted[key])}" for key in nobody)
