@@ -6,20 +6,22 @@ whether it serves it, and claims by the texts that it serves.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import random
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final
 
-from runqueue import demands, moves, statements
+from runqueue import demands, moves, statements, sweeper
 from runqueue.database import Store
 from runqueue.demands import Capabilities
+from runqueue.engine import SessionTaken
+from runqueue.enqueue import lock_sessions
 from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
 from runqueue.models import Run
 from runqueue.states import Actor, Status
@@ -28,6 +30,8 @@ log = logging.getLogger("runqueue.runner")
 
 BACK_OFF: Final = (0.1, 5.0)
 """Shortest and longest pause, in seconds, between two tries while the database is away."""
+TRIES: Final = 5
+"""How often a claim is tried when its session is taken by hand meanwhile."""
 LOOK_AROUND: Final = 1.0
 """Seconds after which also a busy runner looks for demand texts that it has not seen."""
 
@@ -46,7 +50,7 @@ class Matcher:
     def __init__(self, capabilities: Capabilities) -> None:
         self._capabilities = capabilities
         self._decided: dict[str, bool] = {}
-        self._served = "[]"
+        self._served: Any = None
         self._looked_at: float | None = None
         self.is_idle = True
         """Whether the last claim found nothing."""
@@ -62,22 +66,34 @@ class Matcher:
         self._decided = {
             text: known[text] if text in known else self._serves(text) for text in texts
         }
-        self._served = json.dumps([text for text, serves in self._decided.items() if serves])
+        served = [text for text, serves in self._decided.items() if serves]
+        self._served = store.engine.as_list(served)
         self._looked_at = moment
-        return self._served != "[]"
+        return bool(served)
 
-    def claim(self, store: Store, runner_id: str, *, now: str, moment: float) -> Run | None:
-        """Take the first ready run that the runner serves."""
+    def claim(
+        self, store: Store, runner_id: str, limit: int, *, now: str, moment: float
+    ) -> list[Run]:
+        """Take the first ready runs that the runner serves: one at least, if there is any."""
         if self._looked_at is None or moment - self._looked_at >= LOOK_AROUND:
             self.look(store, moment)
-        rows = self._take(store, runner_id, now)
-        if not rows and self.look(store, moment):
-            rows = self._take(store, runner_id, now)
+        rows: list[tuple[Any, ...]] = []
+        depths = list(statements.CLAIMS)
+        for depth in depths[bisect_left(depths[:-1], limit) :]:
+            rows = store.run(
+                statements.CLAIMS[depth],
+                texts=self._served,
+                runner_id=runner_id,
+                now=now,
+                limit=limit,
+            )
+            # Of a text that the runner has not seen there may be a run; and where many claim at
+            # once, others may be about to take all that were looked at.
+            if rows or not self.look(store, moment):
+                break
         self.is_idle = not rows
-        return Run.from_row(rows[0], statements.CLAIM_COLUMNS) if rows else None
-
-    def _take(self, store: Store, runner_id: str, now: str) -> list[tuple[Any, ...]]:
-        return store.run(statements.CLAIM, texts=self._served, runner_id=runner_id, now=now)
+        runs = [Run.from_row(row, statements.CLAIM_COLUMNS) for row in rows]
+        return sorted(runs, key=lambda run: (-run.priority, run.created_at, run.run_id))
 
     def _serves(self, text: str) -> bool:
         try:
@@ -104,16 +120,35 @@ def claim_many(
     # Looking takes no write lock, so that idle runners do not stand in anybody's way.
     if matcher.is_idle and not matcher.look(store, moment):
         return []
+    for _ in range(TRIES):
+        try:
+            with store.transaction():
+                return _claim_in(store, matcher, runner_id, limit, now, moment, may_claim)
+        except SessionTaken:
+            # Somebody made another run of the session active by hand, in this very instant.
+            if store.database.in_transaction():
+                raise
+            sweeper.heal(store)
+    return []
+
+
+def _claim_in(
+    store: Store,
+    matcher: Matcher,
+    runner_id: str,
+    limit: int,
+    now: str,
+    moment: float,
+    may_claim: Callable[[], bool],
+) -> list[Run]:
     runs: list[Run] = []
-    with store.transaction():
-        while len(runs) < limit and (runs or may_claim()):
-            run = matcher.claim(store, runner_id, now=now, moment=moment)
-            if run is None:
-                break
-            moves.record(
-                store, run.run_id, Status.CLAIMED, now=now, actor=Actor.RUNNER, detail=runner_id
-            )
-            runs.append(run)
+    while len(runs) < limit and (runs or may_claim()):
+        taken = matcher.claim(store, runner_id, limit - len(runs), now=now, moment=moment)
+        if not taken:
+            break
+        for run in taken:
+            moves.record(store, "claim", run.run_id, now=now, actor=Actor.RUNNER, detail=runner_id)
+        runs += taken
     return runs
 
 
@@ -289,9 +324,11 @@ def finish_many(store: Store, finished: Iterable[tuple[Claim, str | None]]) -> l
 
     Returns the claims that were refused, because they were lost; the others are completed.
     """
+    reports = list(finished)
     done, refused = [], []
     with store.transaction():
-        for claim, result in finished:
+        lock_sessions(store, [claim.run.session_id for claim, _ in reports])
+        for claim, result in reports:
             done.append(claim)
             try:
                 claim.complete_with_others(result)

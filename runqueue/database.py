@@ -1,22 +1,24 @@
 """An open database as everything above sees it: a `Store`.
 
 Transactions that write from their first statement, statements that are compiled once, errors of
-our own types. What is SQLite's own is in `sqlite`.
+our own types. What differs between databases is behind `engine`.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import peewee
 
-from runqueue import errors, sqlite
+from runqueue import errors, postgres, sqlite
+from runqueue.engine import Engine
+from runqueue.states import Wake
 
 
 class Hole:
@@ -38,7 +40,7 @@ class Statement:
         self.build = build
 
     def compile(self, database: peewee.Database) -> Compiled:
-        sql, template = self.build().bind(database).sql()
+        sql, template = database.get_sql_context().sql(self.build()).query()
         return Compiled(sql, tuple(template))
 
 
@@ -55,9 +57,10 @@ class Compiled(NamedTuple):
 class Store:
     """An open database, for any number of threads; each has a connection of its own."""
 
-    def __init__(self, database: peewee.Database, url: str) -> None:
-        self.database = database
-        self.url = url
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.database = engine.database
+        self.url = engine.url
         self._compiled: dict[Statement, Compiled] = {}
         self._within = threading.local()
         _opened.add(self)
@@ -71,12 +74,21 @@ class Store:
         if getattr(self._within, "verb", False) and self.database.in_transaction():
             yield
             return
-        with translated_errors(), self.database.atomic("IMMEDIATE"):
+        with self._ready(), self.database.atomic(*self.engine.begin):
             self._within.verb = True
+            wakes: set[Wake] = set()
+            self._within.wakes = wakes
             try:
                 yield
             finally:
                 self._within.verb = False
+            if wakes:
+                # Not before everybody can see it, which is up to the caller's transaction.
+                self.database.after_commit(partial(self.engine.ring, wakes))
+
+    def wake(self, kinds: Iterable[Wake]) -> None:
+        """Tell those who wait for this, once the transaction that is open is committed."""
+        self._within.wakes.update(kinds)
 
     def run(self, statement: Statement, **values: Any) -> list[tuple[Any, ...]]:
         """Execute a statement and return its rows.
@@ -84,87 +96,114 @@ class Store:
         The cursor is read to the end at once: on SQLite an UPDATE .. RETURNING with a row
         unread keeps the write lock.
         """
-        with translated_errors():
+        with self._ready():
             rows: list[tuple[Any, ...]] = self._execute(statement, values).fetchall()
             return rows
 
     def change(self, statement: Statement, **values: Any) -> int:
         """Execute a statement that returns no rows; return how many it changed."""
-        with translated_errors():
+        with self._ready():
             return int(self._execute(statement, values).rowcount)
+
+    def lock(self, statement: Statement, **values: Any) -> list[tuple[Any, ...]]:
+        """Lock rows with a SELECT; where a writer is alone anyway there is nothing to do."""
+        return self.run(statement, **values) if self.engine.locks_rows else []
 
     def _execute(self, statement: Statement, values: dict[str, Any]) -> Any:
         compiled = self._compiled.get(statement)
         if compiled is None:
             compiled = self._compiled[statement] = statement.compile(self.database)
-        parameters = compiled.parameters(values)
+        return self._execute_sql(compiled.sql, compiled.parameters(values))
+
+    def _execute_sql(self, sql: str, parameters: list[Any]) -> Any:
         try:
-            return self.database.execute_sql(compiled.sql, parameters)
-        except UnicodeEncodeError:
-            # What is stored was checked; this is an id to look for with half a character in it,
-            # which no row can have: in another form it is not found, too.
-            parameters = [_encodable(value) for value in parameters]
-            return self.database.execute_sql(compiled.sql, parameters)
+            return self.database.execute_sql(sql, parameters)
+        except (UnicodeEncodeError, peewee.DataError):
+            # What is stored was checked; this is an id to look for that no row can have, for it
+            # is no text to the database: in another form it is not found, too.
+            storable = [_storable(value) for value in parameters]
+            if storable == parameters:
+                raise
+            return self.database.execute_sql(sql, storable)
 
     def query(self, query: Any) -> list[tuple[Any, ...]]:
         """Execute a query that is built for one call, such as a filtered list."""
-        with translated_errors():
-            sql, parameters = query.bind(self.database).sql()
-            cursor = self.database.execute_sql(sql, [_encodable(value) for value in parameters])
+        with self._ready():
+            cursor = self._execute_sql(*query.bind(self.database).sql())
             return cursor.fetchall() if cursor.description else []
 
+    @contextmanager
+    def translated_errors(self) -> Iterator[None]:
+        """Turn the driver's errors into ours."""
+        try:
+            yield
+        except (peewee.PeeweeException, *DRIVERS_ERRORS) as error:
+            raise self._translate(error) from error
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Have a connection, from the pool if there is one, and errors of our own."""
+        with self.translated_errors():
+            if not self.engine.is_shared or not self.database.is_closed():
+                yield
+                return
+            self.database.connect()
+            try:
+                yield
+            finally:
+                if not self.database.in_transaction():
+                    self.database.close()
+
     def version_of_data(self) -> int:
-        """Return a number that changes when another connection has committed (SQLite)."""
-        with translated_errors():
-            row = self.database.execute_sql("PRAGMA data_version").fetchone()
-            return int(row[0])
+        """Return a number that changes when others have committed; see `Engine.poll`."""
+        with self.translated_errors():
+            return self.engine.version_of_data()
 
-    def hurry(self, busy_timeout: float) -> None:
-        """Wait no longer than this for other writers, also where a wait has begun."""
-        if isinstance(self.database, sqlite.Database):
-            self.database.busy_timeout = busy_timeout
-
-    def close_to_the_world(self) -> None:
-        """Take everybody else's rights on a file of ours that somebody created open."""
-        if isinstance(self.database, sqlite.Database):
-            sqlite.close_to_the_world(self.database.path)
+    def hurry(self, seconds: float) -> None:
+        """Let no call of another thread wait for much longer than this."""
+        self.engine.hurry(seconds)
 
     def damage(self) -> list[str]:
-        """Return what the database itself finds wrong with its file and references."""
-        with translated_errors():
-            found = [
-                str(row[0])
-                for row in self.database.execute_sql("PRAGMA integrity_check").fetchall()
-                if row[0] != "ok"
-            ]
-            broken = self.database.execute_sql("PRAGMA foreign_key_check").fetchall()
-            return found + [f"a row of {row[0]} refers to no row of {row[2]}" for row in broken]
+        """Return what the database itself finds wrong with its storage and references."""
+        with self.translated_errors():
+            return self.engine.damage()
 
-    def back_up(self, target: sqlite3.Connection) -> None:
-        """Copy the database to another connection, online."""
-        with translated_errors():
-            self.database.connection().backup(target)
+    def back_up(self, target: str) -> None:
+        """Copy the database to the empty file `target`, online."""
+        with self.translated_errors():
+            self.engine.back_up(target)
 
     def close(self) -> None:
-        """Close this thread's connection."""
+        """Close this thread's connection, or give it back."""
         if not self.database.is_closed():
             self.database.close()
 
     def abandon(self) -> None:
-        """Forget this thread's connection without closing it, in the child of a fork."""
-        if not self.database.is_closed():
-            # Closing it here could checkpoint or unlock under the parent, who still uses it.
-            _inherited.append(self.database.connection())
-        # Another thread of the parent may have held it at the fork, and is not here to let go.
-        self.database._lock = threading.Lock()  # type: ignore[attr-defined]
-        if isinstance(self.database, sqlite.Database):
-            self.database.renew_turn()
-        self.database.dispose()
+        """Forget all connections without closing them, in the child of a fork."""
+        _inherited.extend(self.engine.abandon())
+        self._within = threading.local()
+
+    def _translate(self, error: BaseException) -> errors.RunqueueError:
+        # SQLite may roll back by itself (disk full); Peewee's own rollback then fails and hides
+        # the cause one link up the chain.
+        link: BaseException | None = error
+        seen: set[int] = set()
+        while link is not None and id(link) not in seen:
+            seen.add(id(link))
+            if (ours := self.engine.translate(link)) is not None:
+                return ours
+            link = link.__cause__ or link.__context__
+        if isinstance(error, peewee.IntegrityError):
+            return errors.InvalidRun(f"the database refuses it: {error}")
+        return errors.StorageError(f"the database failed: {error}")
 
 
-def _encodable(value: Any) -> Any:
+DRIVERS_ERRORS = (*sqlite.ERRORS, *postgres.ERRORS)
+
+
+def _storable(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
+        return value.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
     return value
 
 
@@ -187,66 +226,27 @@ def open_store(target: str | peewee.Database, *, busy_timeout: float, create: bo
     Raises ConfigurationError when the URL cannot be used, or names no database and `create`
     is false.
     """
+    if isinstance(target, peewee.SqliteDatabase):
+        return Store(sqlite.Sqlite(target, f"sqlite:///{target.database}"))
+    if isinstance(target, peewee.PostgresqlDatabase):
+        return Store(postgres.share(target))
     if isinstance(target, peewee.Database):
-        if not isinstance(target, peewee.SqliteDatabase):
-            raise errors.ConfigurationError("this version of runqueue runs on SQLite only")
-        return Store(target, f"sqlite:///{target.database}")
-    path = sqlite.path_of(target)
-    if not create and not path.exists():
         raise errors.ConfigurationError(
-            f"there is no database {path}; make it with: runqueue --db sqlite:///{path} db init"
+            f"runqueue does not run on a {type(target).__name__}; use SQLite or PostgreSQL"
         )
-    sqlite.prepare_file(path)
-    return Store(sqlite.Database(path, busy_timeout), f"sqlite:///{path}")
-
-
-@contextmanager
-def translated_errors() -> Iterator[None]:
-    """Turn the driver's errors into ours."""
-    try:
-        yield
-    except (peewee.PeeweeException, sqlite3.Error) as error:
-        raise _translate(error) from error
-
-
-_BY_CODE: Final[dict[str, tuple[type[errors.RunqueueError], str]]] = {
-    "SQLITE_BUSY": (errors.StorageBusy, "another process is writing to the database; try again"),
-    "SQLITE_LOCKED": (errors.StorageBusy, "another process is writing to the database; try again"),
-    "SQLITE_FULL": (errors.StorageFull, "the disk of the database is full; make room, try again"),
-    "SQLITE_IOERR": (errors.StorageLost, "the disk of the database failed; look at the system log"),
-    "SQLITE_CANTOPEN": (errors.StorageLost, "the database file cannot be opened"),
-    "SQLITE_PERM": (errors.StorageLost, "the database file may not be opened"),
-    "SQLITE_READONLY": (errors.ConfigurationError, "the database is read-only for this user"),
-    "SQLITE_NOTADB": (errors.ConfigurationError, "the file is not a database"),
-    "SQLITE_CORRUPT": (errors.StorageDamaged, "the database file is damaged; restore a backup"),
-}
-
-# Python 3.10 has no sqlite_errorname.
-_BY_MESSAGE: Final = {
-    "is locked": "SQLITE_BUSY",
-    "is full": "SQLITE_FULL",
-    "disk I/O error": "SQLITE_IOERR",
-    "unable to open": "SQLITE_CANTOPEN",
-    "readonly": "SQLITE_READONLY",
-    "not a database": "SQLITE_NOTADB",
-    "malformed": "SQLITE_CORRUPT",
-}
-
-
-def _translate(error: BaseException) -> errors.RunqueueError:
-    # SQLite may roll back by itself (disk full); Peewee's own rollback then fails and hides
-    # the cause one link up the chain.
-    link: BaseException | None = error
-    seen: set[int] = set()
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        code = getattr(link, "sqlite_errorname", None) or next(
-            (code for part, code in _BY_MESSAGE.items() if part in str(link)), ""
+    scheme, separator, _ = target.partition("://")
+    if not separator:
+        # What is no URL may be the password of one.
+        is_path = not set(target) & set("@=: ")
+        raise errors.ConfigurationError(
+            f"{target} is not a database URL; write sqlite:///{target}"
+            if is_path
+            else "the database URL has no scheme; write sqlite:///PATH or postgresql://HOST/NAME"
         )
-        for known, (kind, sentence) in _BY_CODE.items():
-            if code.startswith(known):
-                return kind(sentence)
-        link = link.__cause__ or link.__context__
-    if isinstance(error, peewee.IntegrityError):
-        return errors.InvalidRun(f"the database refuses it: {error}")
-    return errors.StorageError(f"the database failed: {error}")
+    if scheme == "sqlite":
+        return Store(sqlite.open_url(target, busy_timeout=busy_timeout, create=create))
+    if scheme in ("postgresql", "postgres"):
+        return Store(postgres.open_url(target, busy_timeout=busy_timeout))
+    raise errors.ConfigurationError(
+        f"unknown database scheme {scheme[:20]!r}; use sqlite:// or postgresql://"
+    )

@@ -6,7 +6,7 @@ them; its session, the run and their event are one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -118,12 +118,15 @@ def add(store: Store, request: Request, *, now: str, actor: Actor = Actor.CALLER
             return _same(store, found, request)
         if request.parent_session_id is not None:
             session_of(store, request.parent_session_id)
-        session_id = request.session_id
-        if session_id is None:
-            session_id = _add_session(store, request, now)
-            return _insert(store, request, session_id, RunType.START_SESSION, now, actor)
-        request = _inherit(request, session_of(store, session_id))
-        return _insert(store, request, session_id, RunType.RESUME_SESSION, now, actor)
+        if request.session_id is not None:
+            session = _lock_session(store, request.session_id)
+            request = _inherit(request, session)
+            return _insert(store, request, session.session_id, RunType.RESUME_SESSION, now, actor)
+        session_id = _add_session(store, request, now)
+        run = _insert(store, request, session_id, RunType.START_SESSION, now, actor)
+        if run.session_id != session_id:  # another process had the same run_id an instant before
+            store.change(statements.DELETE_EMPTY_SESSION, session_id=session_id)
+        return run
 
 
 def retry(store: Store, run_id: str, *, now: str, actor: Actor) -> Run:
@@ -149,10 +152,11 @@ def retry(store: Store, run_id: str, *, now: str, actor: Actor) -> Run:
             timeout=timeout,
             priority=old.priority,
         )
+        session = _lock_session(store, old.session_id)
         # A session that no runner ever started has nothing to resume.
         was_started = store.run(statements.WAS_STARTED, session_id=old.session_id)
         kind = RunType.RESUME_SESSION if was_started else RunType.START_SESSION
-        request = _inherit(request, session_of(store, old.session_id))
+        request = _inherit(request, session)
         return _insert(store, request, old.session_id, kind, now, actor, f"retry of {run_id}")
 
 
@@ -163,6 +167,21 @@ def find(store: Store, run_id: str) -> Run | None:
 
 def session_of(store: Store, session_id: str) -> Session:
     rows = store.run(statements.GET_SESSION, key=session_id)
+    if not rows:
+        raise SessionNotFound(f"session {session_id[:40]} does not exist")
+    return Session.from_row(rows[0])
+
+
+def lock_sessions(store: Store, session_ids: Iterable[str]) -> None:
+    """Lock several sessions in one order, before runs of them are changed one after the other."""
+    wanted = sorted(set(session_ids))
+    if len(wanted) > 1:
+        store.lock(statements.LOCK_SESSIONS, session_ids=store.engine.as_list(wanted))
+
+
+def _lock_session(store: Store, session_id: str) -> Session:
+    """Return a session that nobody deletes or binds before the run is in it."""
+    rows = store.run(statements.LOCK_SESSION, session_id=session_id)
     if not rows:
         raise SessionNotFound(f"session {session_id[:40]} does not exist")
     return Session.from_row(rows[0])
@@ -256,7 +275,7 @@ def _insert(
             return _same(store, found, request)
         values["run_id"] = ids.new_run_id()
     run_id = values["run_id"]
-    moves.record(store, run_id, Status.PENDING, now=now, actor=actor, detail=detail)
+    moves.record(store, moves.ENQUEUE, run_id, now=now, actor=actor, detail=detail)
     values |= {"session": session_id, "status": Status.PENDING}
     # `waiting` is the triggers' to decide and is not known here.
     known = [name for name in COLUMNS[Run] if name != "waiting"]

@@ -7,7 +7,10 @@ from typing import Any, Final, NamedTuple
 from runqueue import statements
 from runqueue.database import Store
 from runqueue.errors import IllegalMove, RunNotFound, RunqueueError, StaleClaim
-from runqueue.states import MOVES, TERMINAL, Actor, Status
+from runqueue.states import MOVES, TERMINAL, Actor, Status, Wake
+
+ENQUEUE: Final = "enqueue"
+"""What `record` calls a run's first event, which is no move."""
 
 _PARTICIPLES: Final = {"stop": "stopped", "cancel": "cancelled", "confirm": "confirmed stopped"}
 
@@ -21,17 +24,22 @@ class Fence(NamedTuple):
 
 
 def record(
-    store: Store, run_id: str, status: Status, *, now: str, actor: Actor, detail: str | None = None
+    store: Store, name: str, run_id: str, *, now: str, actor: Actor, detail: str | None = None
 ) -> None:
-    """Add an event to a run's history, in the transaction of the move that it records."""
+    """Add a move, or ENQUEUE, to a run's history, and tell of it when it is committed.
+
+    Belongs in the transaction of the move.
+    """
+    move = MOVES.get(name)
     store.change(
         statements.INSERT_EVENT,
         run_id=run_id,
         at=now,
-        status=status.value,
+        status=(move.target if move else Status.PENDING).value,
         actor=actor.value,
         detail=detail,
     )
+    store.wake(move.wakes if move else (Wake.WORK,))
 
 
 def make_owned(
@@ -45,8 +53,7 @@ def make_owned(
     with store.transaction():
         statement = statements.OWNER_MOVES[name]
         if rows := store.run(statement, now=now, **fence._asdict(), **values):
-            status = MOVES[name].target
-            record(store, fence.run_id, status, now=now, actor=Actor.RUNNER, detail=detail)
+            record(store, name, fence.run_id, now=now, actor=Actor.RUNNER, detail=detail)
             return str(rows[0][0])
         return _repeated_or_refused(store, name, fence, values)
 
@@ -74,8 +81,9 @@ def make_free(
 ) -> None:
     """Make a move that needs no claim. Raises RunNotFound or IllegalMove."""
     with store.transaction():
+        store.lock(statements.LOCK_SESSION_OF_RUN, run_id=run_id)
         if store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
-            record(store, run_id, MOVES[name].target, now=now, actor=actor, detail=detail)
+            record(store, name, run_id, now=now, actor=actor, detail=detail)
             return
         raise _refused(store, name, run_id)
 
@@ -88,9 +96,12 @@ def stop_or_cancel(
     Asking again is harmless. Raises RunNotFound, or IllegalMove for a run that has ended.
     """
     with store.transaction():
+        # A statement sees what was committed before it began: without the lock, a run that is
+        # claimed between the two would be neither claimed for the first nor pending for the other.
+        store.lock(statements.LOCK_SESSION_OF_RUN, run_id=run_id)
         for name in ("stop", "cancel"):
             if store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
-                record(store, run_id, MOVES[name].target, now=now, actor=actor, detail=reason)
+                record(store, name, run_id, now=now, actor=actor, detail=reason)
                 return
         rows = store.run(statements.RUN_STATE, run_id=run_id)
         if not rows or rows[0][0] != Status.STOPPING.value:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from datetime import datetime
 from types import TracebackType
 from typing import Any
@@ -11,16 +14,19 @@ from typing import Any
 import peewee
 
 from runqueue import clock, enqueue, moves, reading, retention, schema, sweeper, why
+from runqueue.claims import pauses
 from runqueue.database import Store, open_store
 from runqueue.enqueue import Request
-from runqueue.errors import RunNotFound, RunqueueError, WaitTimeout
+from runqueue.errors import RunNotFound, RunqueueError, StorageError, WaitTimeout
 from runqueue.models import Event, Run, Session
 from runqueue.runner import Runner
 from runqueue.settings import BUSY_TIMEOUT, Settings, default_url
-from runqueue.states import Actor, Status
+from runqueue.states import Actor, Status, Wake
 from runqueue.sweeper import Sweep
-from runqueue.wake import Bell, Watch
+from runqueue.wake import Watch
 from runqueue.why import Explanation
+
+log = logging.getLogger("runqueue.queue")
 
 LOOK_AGAIN = 5.0
 """Seconds after which `wait` asks even though nothing was seen to change."""
@@ -30,22 +36,24 @@ def connect(
     url: str | peewee.Database | None = None,
     *,
     settings: Settings | None = None,
-    clock: clock.Clock = clock.system_clock,
+    clock: clock.Clock | None = None,
     busy_timeout: float = BUSY_TIMEOUT,
     create: bool = True,
 ) -> Queue:
     """Open a queue, creating or upgrading its schema.
 
-    `url` is `sqlite:///PATH`, or your own Peewee database, whose transactions the verbs then
-    join; None means $RUNQUEUE_DB, else the default place. `busy_timeout` is how many seconds
-    to wait for other writers. Raises ConfigurationError when the database cannot be used, or
-    when it is not there and `create` is false.
+    `url` is `sqlite:///PATH` or `postgresql://...`, or your own Peewee database, whose
+    transactions the verbs then join; None means $RUNQUEUE_DB, else the default place. `clock` is
+    the time that the queue goes by, by default the host's on SQLite and the server's on
+    PostgreSQL. `busy_timeout` is how many seconds to wait for other writers. Raises
+    ConfigurationError when the database cannot be used, or when it is not there and `create` is
+    false.
     """
     target = default_url() if url is None else url
     store = open_store(target, busy_timeout=busy_timeout, create=create)
     try:
-        schema.upgrade(store)
-        store.close_to_the_world()  # not before it is known to be a database of ours
+        schema.upgrade(store, create=create)
+        store.engine.settle_in()  # not before it is known to be a database of ours
     except RunqueueError as error:
         store.close()
         if store.url in str(error):
@@ -54,7 +62,7 @@ def connect(
     except BaseException:
         store.close()
         raise
-    return Queue(store, settings or Settings(), clock)
+    return Queue(store, settings or Settings(), clock or store.engine.clock())
 
 
 class Queue:
@@ -64,7 +72,6 @@ class Queue:
         self.store = store
         self.settings = settings
         self._clock = clock_
-        self._bell = Bell()
 
     @property
     def database(self) -> peewee.Database:
@@ -73,11 +80,16 @@ class Queue:
 
     def now(self) -> str:
         """Return the queue's time, as it is stored."""
-        return clock.to_text(self._clock())
+        with self.store.translated_errors():
+            return clock.to_text(self._clock())
 
     def close(self) -> None:
-        """Close this thread's connection; the queue opens a new one when it is used again."""
+        """Close this thread's connection; the queue opens a new one when it is used again.
+
+        On PostgreSQL, close those that no thread is using.
+        """
         self.store.close()
+        self.store.engine.close()
 
     def __enter__(self) -> Queue:
         return self
@@ -135,15 +147,16 @@ class Queue:
 
     def _add(self, requests: list[Request]) -> list[Run]:
         with self.store.transaction():
+            enqueue.lock_sessions(
+                self.store, [one.session_id for one in requests if one.session_id is not None]
+            )
             now = self.now()
             # Runs are served in the order of their times: a microsecond apart, a batch is served
             # as it was given, and not in the order of its random ids.
-            runs = [
+            return [
                 enqueue.add(self.store, request, now=clock.shift(now, index / 1_000_000))
                 for index, request in enumerate(requests)
             ]
-        self._bell.ring()
-        return runs
 
     def get(self, run_id: str) -> Run:
         """Return a run. Raises RunNotFound."""
@@ -194,14 +207,26 @@ class Queue:
         Raises RunNotFound, or WaitTimeout after `timeout` seconds; the run itself goes on.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        watch = Watch(self.store, self._bell)
-        while True:
-            if reading.status(self.store, run_id).is_terminal:
-                return self.get(run_id)
-            left = LOOK_AGAIN if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise WaitTimeout(f"run {run_id} had not ended after {timeout:g} s")
-            watch.wait(min(left, LOOK_AGAIN))
+        waits = pauses()
+        with ExitStack() as stack:
+            watch: Watch | None = None
+            while True:
+                left = math.inf if deadline is None else deadline - time.monotonic()
+                try:
+                    watch = watch or stack.enter_context(Watch(self.store, (Wake.END,)))
+                    if reading.status(self.store, run_id).is_terminal:
+                        return self.get(run_id)
+                    if left > 0:
+                        watch.wait(min(left, LOOK_AGAIN))
+                    waits = pauses()
+                except StorageError as error:
+                    # The run does not need us to go on, and the database may be back soon.
+                    if not error.retryable or self.database.in_transaction():
+                        raise
+                    log.warning("the wait for run %s goes on: %s", run_id, error)
+                    time.sleep(max(0.0, min(left, next(waits))))
+                if left <= 0:
+                    raise WaitTimeout(f"run {run_id} had not ended after {timeout:g} s")
 
     def stop(self, run_id: str, *, reason: str | None = None, actor: Actor = Actor.CALLER) -> Run:
         """Ask for a run to be stopped; one that nobody owns yet is cancelled.
@@ -209,13 +234,11 @@ class Queue:
         Asking again is harmless. Raises RunNotFound, or IllegalMove when it has ended.
         """
         moves.stop_or_cancel(self.store, run_id, now=self.now(), actor=actor, reason=reason)
-        self._bell.ring()
         return self.get(run_id)
 
     def cancel(self, run_id: str, *, reason: str | None = None, actor: Actor = Actor.CALLER) -> Run:
         """End a run that nobody owns yet. Raises RunNotFound, or IllegalMove for any other."""
         moves.make_free(self.store, "cancel", run_id, now=self.now(), actor=actor, detail=reason)
-        self._bell.ring()
         return self.get(run_id)
 
     def release(
@@ -223,7 +246,6 @@ class Queue:
     ) -> Run:
         """Give a claimed run back to be claimed again. Raises RunNotFound or IllegalMove."""
         moves.make_free(self.store, "release", run_id, now=self.now(), actor=actor, detail=reason)
-        self._bell.ring()
         return self.get(run_id)
 
     def retry(self, run_id: str, *, actor: Actor = Actor.CALLER) -> Run:
@@ -231,9 +253,7 @@ class Queue:
 
         Raises RunNotFound, or IllegalMove for a run that has not ended.
         """
-        run = enqueue.retry(self.store, run_id, now=self.now(), actor=actor)
-        self._bell.ring()
-        return run
+        return enqueue.retry(self.store, run_id, now=self.now(), actor=actor)
 
     def sweep(self, now: datetime | str | None = None, *, rescues: bool = True) -> Sweep:
         """Do one tick of the daemon: expire, settle, lose and release what is due.
@@ -244,10 +264,7 @@ class Queue:
             moment = self.now()
         else:
             moment = clock.to_text(clock.from_text(now) if isinstance(now, str) else now)
-        swept = sweeper.sweep(self.store, self.settings, now=moment, rescues=rescues)
-        if swept:
-            self._bell.ring()
-        return swept
+        return sweeper.sweep(self.store, self.settings, now=moment, rescues=rescues)
 
     def prune(self, older_than: float) -> int:
         """Delete runs that ended more than `older_than` seconds ago; return how many.
@@ -262,9 +279,7 @@ class Queue:
         Raises SessionNotFound, or IllegalMove when a run is active and `force` is not given;
         with it, the owner learns by its next report that the run is gone, and ends the agent.
         """
-        deleted = retention.delete_session(self.store, session_id, force=force)
-        self._bell.ring()
-        return deleted
+        return retention.delete_session(self.store, session_id, force=force)
 
     def runner(
         self,
@@ -284,7 +299,6 @@ class Queue:
         return Runner(
             self.store,
             self._clock,
-            self._bell,
             self.settings,
             runner_id=runner_id,
             hostname=hostname,

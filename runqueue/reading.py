@@ -83,53 +83,11 @@ def problems(store: Store) -> list[str]:
     found = store.damage()
     if found:
         return found
-    for run_id, session_id in store.query(_disordered()):
+    for run_id, session_id in store.run(statements.AHEAD_OF_TURN):
         found.append(f"run {run_id} may be claimed though others of session {session_id} go first")
-    for run_id, session_id in stuck(store):
+    for run_id, session_id in store.run(statements.STUCK):
         found.append(f"run {run_id} waits though no other run of session {session_id} goes first")
     return found
-
-
-def stuck(store: Store) -> list[tuple[str, str]]:
-    """Return runs that are marked as waiting though no other of their session goes first."""
-    return [(row[0], row[1]) for row in store.query(_stuck())]
-
-
-def _first_of(run: Any) -> Any:
-    """The pending run of the session of `run` that is to be claimed next."""
-    first = Run.alias("first")
-    return (
-        first.select(first.run_id)
-        .where(first.session == run.session, first.status == Status.PENDING)
-        .order_by(first.priority.desc(), first.created_at, first.run_id)
-        .limit(1)
-    )
-
-
-def _is_busy(run: Any) -> Any:
-    active = Run.alias("active")
-    return fn.EXISTS(
-        active.select(SQL("1")).where(
-            active.session == run.session, active.status.in_([s.value for s in ACTIVE])
-        )
-    )
-
-
-def _disordered() -> Any:
-    return Run.select(Run.run_id, Run.session).where(
-        Run.status == Status.PENDING,
-        Run.waiting == 0,
-        _is_busy(Run) | (Run.run_id != _first_of(Run)),
-    )
-
-
-def _stuck() -> Any:
-    return Run.select(Run.run_id, Run.session).where(
-        Run.status == Status.PENDING,
-        Run.waiting == 1,
-        ~_is_busy(Run),
-        Run.run_id == _first_of(Run),
-    )
 
 
 def _statuses(status: str | Status | Iterable[str]) -> list[str]:

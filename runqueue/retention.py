@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from runqueue import enqueue, statements, sweeper
+from runqueue import statements, sweeper
 from runqueue.database import Store
-from runqueue.errors import IllegalMove, RunnerConflict, RunnerNotFound
+from runqueue.errors import IllegalMove, RunnerConflict, RunnerNotFound, SessionNotFound
 from runqueue.models import Runner
-from runqueue.states import Actor
+from runqueue.states import Actor, Wake
 
 BATCH: Final = 200
 """Rows deleted in one transaction, some 3 ms: a claim never waits longer for a prune."""
@@ -18,7 +18,14 @@ def prune_batch(store: Store, before: str, limit: int = BATCH) -> int:
     """Delete up to `limit` runs that ended before a time; return how many."""
     with store.transaction():
         rows = store.run(statements.PRUNE, before=before, limit=limit)
-        for session_id in {row[0] for row in rows}:
+        session_ids = {row[0] for row in rows}
+        if store.engine.locks_rows:
+            # Whether a session is empty is asked once nobody can add to it any more: the run
+            # that somebody is adding would be deleted with it.
+            listed = store.engine.as_list(sorted(session_ids))
+            idle = store.lock(statements.LOCK_SESSIONS_TO_DELETE, session_ids=listed)
+            session_ids &= {row[0] for row in idle}
+        for session_id in session_ids:
             store.change(statements.DELETE_EMPTY_SESSION, session_id=session_id)
         return len(rows)
 
@@ -34,7 +41,8 @@ def prune(store: Store, before: str) -> int:
 def delete_session(store: Store, session_id: str, *, force: bool) -> int:
     """Delete a session with its runs. Raises SessionNotFound or IllegalMove."""
     with store.transaction():
-        enqueue.session_of(store, session_id)
+        if not store.run(statements.LOCK_SESSION_TO_DELETE, session_id=session_id):
+            raise SessionNotFound(f"session {session_id[:40]} does not exist")
         for run_id, status, _ in store.run(statements.ACTIVE_OF_SESSION, session_id=session_id):
             if not force:
                 raise IllegalMove(
@@ -42,6 +50,7 @@ def delete_session(store: Store, session_id: str, *, force: bool) -> int:
                 )
         counts = store.run(statements.STATUSES_OF_SESSION, session_id=session_id)
         store.change(statements.DELETE_SESSION, session_id=session_id)
+        store.wake(Wake)
         return int(sum(row[1] for row in counts))
 
 
@@ -59,7 +68,7 @@ def remove_runner(store: Store, runner_id: str, *, now: str, force: bool) -> swe
     a runner learns of it by its next heartbeat, and ends its agents.
     """
     with store.transaction():
-        rows = store.run(statements.GET_RUNNER, key=runner_id)
+        rows = store.run(statements.LOCK_RUNNER, runner_id=runner_id)
         if not rows:
             raise RunnerNotFound(f"runner {runner_id[:128]} is not registered")
         runner = Runner.from_row(rows[0])

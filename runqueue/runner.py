@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final
 
@@ -27,8 +27,8 @@ from runqueue.errors import InvalidRun, RunnerConflict, RunqueueError, StorageBu
 from runqueue.models import Runner as RunnerRow
 from runqueue.settings import BEATS_PER_LEASE, Settings
 from runqueue.signals import on_ending
-from runqueue.states import Actor, Status
-from runqueue.wake import Bell, Watch
+from runqueue.states import Actor, Status, Wake
+from runqueue.wake import Watch
 
 log = logging.getLogger("runqueue.runner")
 
@@ -45,7 +45,6 @@ class Runner:
         self,
         store: Store,
         clock_: clock.Clock,
-        bell: Bell,
         config: Settings,
         *,
         runner_id: str | None = None,
@@ -57,7 +56,7 @@ class Runner:
     ) -> None:
         self._store = store
         self._clock = clock_
-        self._bell = bell
+        self._bell = store.engine.bell
         self._lease = config.lease
         self.hostname = hostname or socket.gethostname()
         self.runner_id = _runner_id(runner_id, self.hostname)
@@ -115,7 +114,7 @@ class Runner:
         self.drain()
         self._closed.set()
         self._holds.set()
-        self._bell.ring()  # for the thread that waits for stops
+        self._bell.ring((Wake.STOP,))  # for the thread that waits for stops
         for thread in self._threads:
             thread.join()
         self.is_open = False
@@ -131,7 +130,7 @@ class Runner:
     def drain(self) -> None:
         """Claim nothing more; a waiting claim returns at once, and the claim loop ends."""
         self._draining.set()
-        self._bell.ring()
+        self._bell.ring((Wake.WORK,))
 
     def draining_on_signals(self) -> AbstractContextManager[None]:
         """Drain on SIGTERM or SIGINT within this context; enter it in the main thread.
@@ -170,16 +169,17 @@ class Runner:
                 f"runner {self.runner_id} belongs to process {self._pid}; a fork needs its own"
             )
         deadline = time.monotonic() + timeout
-        watch = None
-        while not self._draining.is_set():
-            if watch is None and timeout > 0:
-                watch = Watch(self._store, self._bell)  # before asking, to miss nothing
-            if taken := self._take(limit):
-                return taken
-            left = deadline - time.monotonic()
-            if left <= 0 or watch is None:
-                break
-            watch.wait(min(left, LOOK_AGAIN))
+        with ExitStack() as stack:
+            watch = None
+            while not self._draining.is_set():
+                if watch is None and timeout > 0:  # before asking, to miss nothing
+                    watch = stack.enter_context(Watch(self._store, (Wake.WORK,)))
+                if taken := self._take(limit):
+                    return taken
+                left = deadline - time.monotonic()
+                if left <= 0 or watch is None:
+                    break
+                watch.wait(min(left, LOOK_AGAIN))
         return []
 
     def finish_many(self, finished: Iterable[tuple[Claim, str | None]]) -> list[Claim]:
@@ -237,10 +237,11 @@ class Runner:
                 del self._held[claim.fence.run_id]
             if not self._held and not self._closed.is_set():
                 self._holds.clear()
-        self._bell.ring()
+        self._bell.ring((Wake.STOP,))
 
     def _now(self) -> str:
-        return clock.to_text(self._clock())
+        with self._store.translated_errors():
+            return clock.to_text(self._clock())
 
     def _row(self) -> tuple[str, str] | None:
         rows = self._store.run(
@@ -263,9 +264,12 @@ class Runner:
             }
             if self._store.change(statements.INSERT_RUNNER, **values):
                 return
-            found = RunnerRow.from_row(
-                self._store.run(statements.GET_RUNNER, key=self.runner_id)[0]
-            )
+            rows = self._store.run(statements.LOCK_RUNNER, runner_id=self.runner_id)
+            if not rows:  # and to see it is not this role's right
+                raise RunnerConflict(
+                    f"runner {self.runner_id} was registered by another role; choose another id"
+                )
+            found = RunnerRow.from_row(rows[0])
             if found.lease_until > now and not incarnation.is_dead(found.incarnation):
                 raise RunnerConflict(
                     f"runner {self.runner_id} is alive on {found.hostname}; "
@@ -372,7 +376,7 @@ class Runner:
                 if not self._holds.wait(LOOK_AGAIN):
                     continue
                 try:
-                    watch = watch or Watch(self._store, self._bell)
+                    watch = watch or Watch(self._store, (Wake.STOP,))
                     if self._closed.is_set():  # and rung, before this watch could hear it
                         return
                     self._notify_stops()
@@ -385,6 +389,8 @@ class Runner:
                     log.exception("runner %s cannot look for stops", self.runner_id)
                     self._closed.wait(claims.BACK_OFF[1])
         finally:
+            if watch is not None:
+                watch.close()
             self._store.close()
 
     def _notify_stops(self) -> None:

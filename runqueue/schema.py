@@ -1,8 +1,8 @@
 """Creating, adopting and upgrading the schema, once, whoever comes first.
 
-The lock is the database's own: all steps run in one IMMEDIATE transaction, so that of many
-processes that start at once one migrates and the others find the work done; a crash in the
-middle leaves the file as it was.
+The lock is the database's own, and all steps run in one transaction: of many processes that
+start at once one migrates and the others find the work done; a crash in the middle leaves the
+database as it was.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from typing import Final
 from playhouse.migrations import MigrationError
 from playhouse.migrations import Runner as MigrationRunner
 
-from runqueue.database import Store, translated_errors
+from runqueue.database import Store
+from runqueue.engine import HISTORY
 from runqueue.errors import ConfigurationError
-from runqueue.sqlite import APPLICATION_ID
 
-DIRECTORY: Final = Path(__file__).parent / "migrations"
-HISTORY: Final = "runqueue_migrations"
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
-VERSION: Final = max(int(path.name[:4]) for path in DIRECTORY.glob("[0-9]*.py"))
-"""The number of the newest step: the schema that this version of runqueue works with."""
+VERSION: Final = 1
+"""The number of the newest step, on every database: the schema that this version works with."""
 
 
 def version_of(store: Store) -> int:
@@ -29,17 +28,8 @@ def version_of(store: Store) -> int:
 
     Raises ConfigurationError for a database of another program or of a newer runqueue.
     """
-    with translated_errors():
-        database = store.database
-        application = database.execute_sql("PRAGMA application_id").fetchone()[0]
-        version = int(database.execute_sql("PRAGMA user_version").fetchone()[0])
-        if application != APPLICATION_ID:
-            tables = set(database.get_tables())
-            if application or (tables and not {"runs", "sessions"} <= tables):
-                raise ConfigurationError(
-                    f"{store.url} is a database of another program; give runqueue its own"
-                )
-            return 0
+    with store.translated_errors():
+        version = store.engine.schema_version()
     if version > VERSION:
         raise ConfigurationError(
             f"{store.url} was written by a newer runqueue (schema {version}, this one knows "
@@ -48,32 +38,29 @@ def version_of(store: Store) -> int:
     return version
 
 
-def upgrade(store: Store) -> list[str]:
-    """Bring the database to `VERSION`; return the names of the steps that were applied."""
-    if version_of(store) == VERSION:
+def upgrade(store: Store, *, create: bool = True) -> list[str]:
+    """Bring the database to `VERSION`; return the names of the steps that were applied.
+
+    Raises ConfigurationError when it has no schema and `create` is false.
+    """
+    version = version_of(store)
+    if version == VERSION:
         return []
-    with translated_errors():
-        database = store.database
-        # Persistent, and not possible inside a transaction.
-        database.execute_sql("PRAGMA journal_mode = wal")
-        # Rebuilding a table must not cascade, and the pragma is ignored inside a transaction.
-        database.execute_sql("PRAGMA foreign_keys = OFF")
+    if version == 0 and not create and store.engine.is_shared:
+        raise ConfigurationError(
+            f"there is no runqueue in {store.url}; make it with: runqueue --db {store.url} db init"
+        )
+    directory = _MIGRATIONS / store.engine.name
+    with store.translated_errors():
         try:
-            with database.atomic("IMMEDIATE"):
+            with store.engine.migrating():
                 if version_of(store) == VERSION:
                     return []
-                steps: list[str] = MigrationRunner(database, str(DIRECTORY), HISTORY).up()
+                steps: list[str] = MigrationRunner(store.database, str(directory), HISTORY).up()
                 if not steps or int(steps[-1][:4]) != VERSION:
                     # An empty directory is no reason to call an empty database upgraded.
-                    raise ConfigurationError(f"the migrations in {DIRECTORY} cannot be read")
-                if broken := database.execute_sql("PRAGMA foreign_key_check").fetchall():
-                    raise ConfigurationError(
-                        f"{store.url} has {len(broken)} rows that refer to rows that do not exist"
-                    )
-                database.execute_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-                database.execute_sql(f"PRAGMA user_version = {VERSION}")
+                    raise ConfigurationError(f"the migrations in {directory} cannot be read")
+                store.engine.stamp(VERSION)
                 return steps
         except MigrationError as error:
             raise ConfigurationError(f"{store.url} cannot be upgraded: {error}") from error
-        finally:
-            database.execute_sql("PRAGMA foreign_keys = ON")

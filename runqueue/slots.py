@@ -210,7 +210,7 @@ class Slots:
             "RUNQUEUE_SESSION_ID": run.session_id,
             "RUNQUEUE_RUN_TYPE": run.type,
             "RUNQUEUE_AGENT_NAME": run.agent_name,
-            "RUNQUEUE_DB": self._store.url,
+            "RUNQUEUE_DB": self._store.engine.address,
         }
         for name, value in known.items():
             if value is None:

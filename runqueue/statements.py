@@ -3,6 +3,10 @@
 A status is assigned in `_move` alone, and always with the guard that `MOVES` gives it: the rows
 that the statement returns are the verdict. Statuses stand in the SQL as literals, for neither
 planner uses a partial index when its condition is a parameter.
+
+On PostgreSQL many transactions write at once. Whatever changes which run of a session is next
+holds the lock of the session's row, and takes it before that of the run: so two that meet wait
+for one another in one order, and none waits in a circle.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from peewee import SQL, Select, Value, fn
+from peewee import JOIN, SQL, Select, Value, fn
 
 from runqueue.database import Hole, Statement
+from runqueue.engine import Either
 from runqueue.models import Daemon, Event, Row, Run, Runner, Session
 from runqueue.states import ACTIVE, MOVES, TERMINAL, Status
 
@@ -51,6 +56,41 @@ def insert(model: type[Row], *columns: str) -> Statement:
     return Statement(build)
 
 
+# Any, for Peewee's stubs know of no clause but `FOR UPDATE`.
+NO_KEY: Final[Any] = "FOR NO KEY UPDATE"
+"""Keeps other writers of a row out, but not those who only refer to it."""
+TO_DELETE: Final[Any] = "FOR UPDATE"
+"""Keeps those out, too."""
+
+
+def locked(query: Any, lock: Any = NO_KEY) -> Either:
+    """The query, with its rows locked where rows can be."""
+    return Either(sqlite=query, postgres=query.for_update(lock))
+
+
+def _any_of(query: Any) -> Any:
+    """The operand of `=` that is true for each row of a query, which is executed once.
+
+    PostgreSQL may execute the query of an `IN` again for each row of the outer one, and then
+    a LIMIT and a SKIP LOCKED give other rows each time: one such claim took 300 runs.
+    """
+    return fn.ANY(fn.ARRAY(query))
+
+
+def _of_session(run: Any, *columns: Any) -> Any:
+    """Select from runs, with the session of each beside it, to be locked."""
+    session = Session.alias("session")
+    query = run.select(*(columns or (run.run_id,)))
+    return query.join(session, on=(session.session_id == run.session)), session
+
+
+def this_run() -> Any:
+    """The run of the hole `run_id`; where rows are locked, with its session locked first."""
+    query, session = _of_session(Run.alias("this"))
+    query = query.where(SQL('"this"."run_id"') == hole("run_id")).for_update(NO_KEY, of=session)
+    return Run.run_id == Either(sqlite=hole("run_id"), postgres=query)
+
+
 def get(model: type[Row]) -> Statement:
     """SELECT one row by its primary key, hole `key`."""
     return Statement(lambda: model.select().where(model._meta.primary_key == hole("key")))
@@ -77,7 +117,6 @@ INSERT_DAEMON: Final = insert(
 
 GET_RUN: Final = get(Run)
 GET_SESSION: Final = get(Session)
-GET_RUNNER: Final = get(Runner)
 
 RUN_STATE: Final = Statement(
     lambda: Run.select(
@@ -111,7 +150,7 @@ def _by_anyone(name: str, **sets: Any) -> Statement:
 def _by_owner(name: str, **sets: Any) -> Statement:
     def build() -> Any:
         fence = (Run.runner_id == hole("runner_id")) & (Run.claimed_at == hole("claimed_at"))
-        return _move(name, (Run.run_id == hole("run_id")) & fence, Run.session, **sets)
+        return _move(name, this_run() & fence, Run.session, **sets)
 
     return Statement(build)
 
@@ -140,12 +179,11 @@ def _is_ready(run: Any) -> Any:
     )
 
 
-def _claim() -> Any:
-    """Take the first ready run among those whose demand text is listed in `texts`.
+def _first_ready() -> Any:
+    """The first ready run among those whose demand text is listed in `texts`.
 
     One seek of the index of ready runs per text finds the oldest of each, and the best of
-    those is taken: the cost does not depend on how many runs wait, or for whom. It compares
-    with `=`, for PostgreSQL may execute `IN (SELECT .. LIMIT 1)` once per row.
+    those is taken: the cost does not depend on how many runs wait, or for whom.
     """
     text = fn.json_each(hole("texts")).alias("text")
     run, best = Run.alias("run"), Run.alias("best")
@@ -155,22 +193,63 @@ def _claim() -> Any:
         .order_by(run.priority.desc(), run.created_at, run.run_id)
         .limit(SQL("1"))
     )
-    pick = (
+    return (
         Select((text,), (best.run_id,))
         .join(best, on=(best.run_id == oldest))
         .order_by(best.priority.desc(), best.created_at, best.run_id)
         .limit(SQL("1"))
     )
-    columns = [field for field in Run._meta.sorted_fields if field.name != "result"]
+
+
+def _first_unlocked(depth: SQL) -> Any:
+    """Up to `limit` of the first ready runs that nobody else is changing, locked.
+
+    The first `depth` runs of each text are looked at, for others may hold the first ones. Their
+    rows are locked in a query outside, which looks again whether what it locked is ready.
+    """
+    text = fn.unnest(SQL("%s::text[]", [Hole("texts")])).alias("text")
+    one, run = Run.alias("one"), Run.alias("run")
+    first = (
+        one.select(one.run_id, one.priority, one.created_at)
+        .where(_is_ready(one), demand_text(one) == SQL("text"))
+        .order_by(one.priority.desc(), one.created_at, one.run_id)
+        .limit(depth)
+        .alias("first")
+    )
+    candidates = (
+        Select((text,), (first.c.run_id, first.c.priority, first.c.created_at))
+        .join(first, JOIN.LATERAL, on=SQL("true"))
+        .alias("candidate")
+    )
+    query, session = _of_session(run)
+    return (
+        query.join(candidates, on=(candidates.c.run_id == run.run_id))
+        .where(_is_ready(run))
+        .order_by(candidates.c.priority.desc(), candidates.c.created_at, candidates.c.run_id)
+        .limit(hole("limit"))
+        .for_update(NO_KEY, of=(run, session), skip_locked=True)
+    )
+
+
+def _claim(depth: SQL) -> Any:
+    """Take a ready run whose demand text is listed in `texts`; where rows are locked, `limit`."""
+    pick = Either(sqlite=_first_ready(), postgres=_any_of(_first_unlocked(depth)))
     # A run that somebody set back to pending by hand begins anew.
     afresh = {"error": None, "result": None, "started_at": None, "completed_at": None}
+    columns = [getattr(Run, name) for name in CLAIM_COLUMNS]
     return _move("claim", Run.run_id == pick, *columns, runner_id=hole("runner_id"), **afresh)
 
 
-CLAIM: Final = Statement(_claim)
 CLAIM_COLUMNS: Final = tuple(
     field.name for field in Run._meta.sorted_fields if field.name != "result"
 )
+# The depth is a literal, for a plan that is made for any depth reads the whole table.
+CLAIMS: Final = {
+    4: Statement(lambda: _claim(SQL("4"))),
+    64: Statement(lambda: _claim(SQL("64"))),
+    1024: Statement(lambda: _claim(SQL("1024"))),
+}
+"""The claim, by how many runs of each text it looks at."""
 
 
 def _demand_texts() -> Any:
@@ -217,6 +296,57 @@ RESUME_SESSION: Final = Statement(
         Session.session_id == hole("session_id")
     )
 )
+LOCK_SESSION: Final = Statement(
+    lambda: locked(Session.select().where(Session.session_id == hole("session_id")))
+)
+LOCK_SESSION_TO_DELETE: Final = Statement(
+    lambda: locked(Session.select().where(Session.session_id == hole("session_id")), "FOR UPDATE")
+)
+
+
+def _sessions(lock: Any, **options: Any) -> Statement:
+    def build() -> Any:
+        listed = Select(
+            (fn.unnest(SQL("%s::text[]", [Hole("session_ids")])).alias("listed"),), (SQL("listed"),)
+        )
+        # In one order, so that two who lock several do not wait for each other.
+        return (
+            Session.select(Session.session_id)
+            .where(Session.session_id == _any_of(listed))
+            .order_by(Session.session_id)
+            .for_update(lock, **options)
+        )
+
+    return Statement(build)
+
+
+LOCK_SESSIONS: Final = _sessions(NO_KEY)
+"""For `Store.lock`: the sessions listed in `session_ids`."""
+LOCK_SESSIONS_TO_DELETE: Final = _sessions(TO_DELETE, skip_locked=True)
+"""Likewise; those that somebody is using are left out."""
+LOCK_SESSION_OF_RUN: Final = Statement(
+    lambda: (
+        Session.select(Session.session_id)
+        .where(Session.session_id == Run.select(Run.session).where(Run.run_id == hole("run_id")))
+        .for_update(NO_KEY)
+    )
+)
+"""Likewise: the session of a run."""
+LOCK_SESSIONS_OF_RUNNER: Final = Statement(
+    lambda: (
+        Session.select(Session.session_id)
+        .where(
+            Session.session_id.in_(
+                Run.select(Run.session).where(
+                    Run.runner_id == hole("runner_id"), _is_one_of(Run.status, ACTIVE)
+                )
+            )
+        )
+        .order_by(Session.session_id)
+        .for_update(NO_KEY)
+    )
+)
+"""Likewise: the sessions that a runner has a run of."""
 PENDING_OF_SESSION: Final = Statement(
     lambda: Run.select(Run.run_id, Run.demands).where(
         Run.session == hole("session_id"), Run.status == literal(Status.PENDING)
@@ -261,6 +391,9 @@ TAKE_OVER: Final = Statement(
         }
     ).where(Runner.runner_id == hole("runner_id"))
 )
+LOCK_RUNNER: Final = Statement(
+    lambda: locked(Runner.select().where(Runner.runner_id == hole("runner_id")))
+)
 DRAIN_RUNNER: Final = Statement(
     lambda: Runner.update({Runner.state: literal("draining")}).where(
         Runner.runner_id == hole("runner_id")
@@ -271,10 +404,49 @@ DELETE_RUNNER: Final = Statement(
         Runner.runner_id == hole("runner_id"), Runner.incarnation == hole("incarnation")
     )
 )
-UNMARK: Final = Statement(
-    lambda: Run.update({Run.waiting: SQL("0")}).where(
-        Run.run_id == hole("run_id"), Run.status == literal(Status.PENDING)
+
+
+def _is_busy(run: Any) -> Any:
+    active = Run.alias("active")
+    return fn.EXISTS(
+        active.select(SQL("1")).where(
+            active.session == run.session, _is_one_of(active.status, ACTIVE)
+        )
     )
+
+
+def _first_of(run: Any) -> Any:
+    """The pending run of the session of `run` that is to be claimed next."""
+    first = Run.alias("first")
+    return (
+        first.select(first.run_id)
+        .where(first.session == run.session, first.status == literal(Status.PENDING))
+        .order_by(first.priority.desc(), first.created_at, first.run_id)
+        .limit(SQL("1"))
+    )
+
+
+def _is_marked(run: Any, mark: str) -> Any:
+    return (run.status == literal(Status.PENDING)) & (run.waiting == SQL(mark))
+
+
+def _is_stuck(run: Any) -> Any:
+    """Marked as waiting though no other run of its session goes first."""
+    return _is_marked(run, "1") & ~_is_busy(run) & (run.run_id == _first_of(run))
+
+
+def _is_ahead(run: Any) -> Any:
+    """Not marked as waiting though another run of its session goes first."""
+    return _is_marked(run, "0") & (_is_busy(run) | (run.run_id != _first_of(run)))
+
+
+STUCK: Final = Statement(lambda: Run.select(Run.run_id, Run.session).where(_is_stuck(Run)))
+AHEAD_OF_TURN: Final = Statement(lambda: Run.select(Run.run_id, Run.session).where(_is_ahead(Run)))
+UNMARK: Final = Statement(
+    lambda: Run.update({Run.waiting: SQL("0")}).where(Run.run_id == hole("run_id"), _is_stuck(Run))
+)
+MARK: Final = Statement(
+    lambda: Run.update({Run.waiting: SQL("1")}).where(Run.run_id == hole("run_id"), _is_ahead(Run))
 )
 
 
@@ -302,32 +474,32 @@ DELETE_DAEMON: Final = Statement(
 )
 
 
-def _is_gone() -> Any:
+def _is_gone(run: Any) -> Any:
     """The owner of a run is dead: its lease ran out, or it never registered and is silent.
 
     An owner that never registered (somebody wrote the claim by hand) is given one lease from
     the last thing that it is known to have done.
     """
-    registered = Runner.select(SQL("1")).where(Runner.runner_id == Run.runner_id)
+    registered = Runner.select(SQL("1")).where(Runner.runner_id == run.runner_id)
     alive = Runner.select(SQL("1")).where(
-        Runner.runner_id == Run.runner_id, Runner.lease_until > hole("now")
+        Runner.runner_id == run.runner_id, Runner.lease_until > hole("now")
     )
-    last_sign = fn.COALESCE(Run.started_at, Run.claimed_at, Run.created_at)
+    last_sign = fn.COALESCE(run.started_at, run.claimed_at, run.created_at)
     return ~fn.EXISTS(alive) & (fn.EXISTS(registered) | (last_sign <= hole("lease_ago")))
 
 
-def _is_grace_over() -> Any:
+def _is_grace_over(run: Any) -> Any:
     """No stop was recorded recently enough; a status written by hand has no record at all."""
     recent = Event.select(SQL("1")).where(
-        Event.run == Run.run_id,
+        Event.run == run.run_id,
         Event.status == literal(Status.STOPPING),
         Event.at > hole("grace_ago"),
     )
     return ~fn.EXISTS(recent)
 
 
-def _is_never_started() -> Any:
-    return fn.COALESCE(Run.claimed_at, Run.created_at) <= hole("deadline_ago")
+def _is_never_started(run: Any) -> Any:
+    return fn.COALESCE(run.claimed_at, run.created_at) <= hole("deadline_ago")
 
 
 def _sentence(*parts: Any) -> Any:
@@ -344,25 +516,29 @@ class Rescue:
     """One move that the daemon makes on the runs of dead or silent owners.
 
     `due` looks whether there is any, without taking the write lock; `move` makes the move on
-    all of them; `of_runner` makes it on the runs of one runner, whatever its lease, for the
-    reason that its caller gives.
+    all of them that nobody else is changing; `of_runner` makes it on the runs of one runner,
+    whatever its lease, for the reason that its caller gives.
     """
 
     def __init__(self, name: str, condition: Any, **sets: Any) -> None:
         self.name = name
         known = {"error": hole("error")} if "error" in sets else sets
-        sources = MOVES[name].sources
-        self.due = Statement(
-            lambda: (
-                Run.select(Run.run_id)
-                .where(_is_one_of(Run.status, sources), condition())
-                .limit(SQL("1"))
-            )
-        )
-        self.move = Statement(lambda: _move(name, condition(), *self._returned(), **sets))
+        self.due = Statement(lambda: self._those(Run, condition(Run)).limit(SQL("1")))
+        self.move = Statement(lambda: _move(name, self._due(condition), *self._returned(), **sets))
         self.of_runner = Statement(
             lambda: _move(name, Run.runner_id == hole("runner_id"), *self._returned(), **known)
         )
+
+    def _those(self, run: Any, condition: Any) -> Any:
+        sources = MOVES[self.name].sources
+        return run.select(run.run_id).where(_is_one_of(run.status, sources), condition)
+
+    def _due(self, condition: Any) -> Any:
+        due = Run.alias("due")
+        query, session = _of_session(due)
+        query = query.where(_is_one_of(due.status, MOVES[self.name].sources), condition(due))
+        query = query.for_update(NO_KEY, of=(due, session), skip_locked=True)
+        return Either(sqlite=condition(Run), postgres=(Run.run_id == _any_of(query)))
 
     @staticmethod
     def _returned() -> tuple[Any, ...]:
@@ -372,7 +548,7 @@ class Rescue:
 RESCUES: Final = (
     Rescue(
         "settle",
-        lambda: _is_gone() | _is_grace_over(),
+        lambda run: _is_gone(run) | _is_grace_over(run),
         error=_sentence(literal("stop presumed, not confirmed by runner "), _OWNER),
     ),
     Rescue(
@@ -380,7 +556,7 @@ RESCUES: Final = (
         _is_gone,
         error=_sentence(literal("runner "), _OWNER, literal(" was lost: its lease ran out")),
     ),
-    Rescue("release", lambda: _is_gone() | _is_never_started(), **_UNOWNED),
+    Rescue("release", lambda run: _is_gone(run) | _is_never_started(run), **_UNOWNED),
 )
 
 
@@ -399,17 +575,23 @@ DUE: Final = Statement(
 
 def _expire() -> Any:
     some = Run.alias("some")
-    batch = (
-        some.select(some.run_id)
-        .where(
-            some.status == literal(Status.PENDING),
-            some.timeout_at <= hole("now"),
-            demand_text(some) == hole("text"),
-            some.waiting == hole("waiting"),
-        )
-        .limit(hole("limit"))
+    is_due = (
+        (some.status == literal(Status.PENDING))
+        & (some.timeout_at <= hole("now"))
+        & (demand_text(some) == hole("text"))
+        & (some.waiting == hole("waiting"))
     )
-    return _move("expire", Run.run_id.in_(batch) & _is_due(), error=hole("error"))
+    query, session = _of_session(some)
+    batch = Either(
+        sqlite=Run.run_id.in_(some.select(some.run_id).where(is_due).limit(hole("limit"))),
+        postgres=Run.run_id
+        == _any_of(
+            query.where(is_due)
+            .limit(hole("limit"))
+            .for_update(NO_KEY, of=(some, session), skip_locked=True)
+        ),
+    )
+    return _move("expire", batch & _is_due(), error=hole("error"))
 
 
 EXPIRE: Final = Statement(_expire)
@@ -439,7 +621,11 @@ def _prune() -> Any:
         )
         .limit(hole("limit"))
     )
-    return Run.delete().where(Run.run_id.in_(batch)).returning(Run.session)
+    of_batch = Either(
+        sqlite=Run.run_id.in_(batch),
+        postgres=Run.run_id == _any_of(batch.for_update(TO_DELETE, skip_locked=True)),
+    )
+    return Run.delete().where(of_batch).returning(Run.session)
 
 
 PRUNE: Final = Statement(_prune)

@@ -65,6 +65,20 @@ class Actor(str, Enum):
         return self.value
 
 
+class Wake(str, Enum):
+    """For whom something has changed."""
+
+    WORK = "work"
+    """There may be something to claim."""
+    END = "end"
+    """A run has ended."""
+    STOP = "stop"
+    """An owner has something to stop: a stop was asked for, or its claim was taken from it."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
 class Move(NamedTuple):
     """One legal change of status."""
 
@@ -76,27 +90,33 @@ class Move(NamedTuple):
     """Whether only the owner, proved by (runner_id, claimed_at), may make it."""
     by: str
     """Who makes it, in the words of the documentation."""
+    wakes: frozenset[Wake]
+    """Who is to be told of it, once it is committed."""
 
 
 _P, _C, _R, _S = Status.PENDING, Status.CLAIMED, Status.RUNNING, Status.STOPPING
 
 
-def _move(sources: set[Status], target: Status, stamp: str | None, by: str) -> Move:
-    return Move(frozenset(sources), target, stamp, by == "its owner", by)
+_WORK, _END, _STOP = Wake.WORK, Wake.END, Wake.STOP
 
 
+def _move(sources: set[Status], target: Status, stamp: str | None, by: str, *wakes: Wake) -> Move:
+    return Move(frozenset(sources), target, stamp, by == "its owner", by, frozenset(wakes))
+
+
+# The end of a run makes work, too: the next run of its session may be claimed.
 MOVES: Final[dict[str, Move]] = {
     "claim": _move({_P}, _C, "claimed_at", "a runner that satisfies the demands"),
     "start": _move({_C}, _R, "started_at", "its owner"),
-    "complete": _move({_R, _S}, Status.COMPLETED, "completed_at", "its owner"),
-    "fail": _move({_C, _R, _S}, Status.FAILED, "completed_at", "its owner"),
-    "confirm": _move({_S}, Status.STOPPED, "completed_at", "its owner"),
-    "release": _move({_C}, _P, None, "its owner, the daemon, an operator"),
-    "stop": _move({_C, _R}, _S, None, "anyone"),
-    "cancel": _move({_P}, Status.STOPPED, "completed_at", "anyone"),
-    "expire": _move({_P}, Status.FAILED, "completed_at", "the daemon"),
-    "settle": _move({_S}, Status.STOPPED, "completed_at", "the daemon"),
-    "lose": _move({_R}, Status.FAILED, "completed_at", "the daemon"),
+    "complete": _move({_R, _S}, Status.COMPLETED, "completed_at", "its owner", _WORK, _END),
+    "fail": _move({_C, _R, _S}, Status.FAILED, "completed_at", "its owner", _WORK, _END),
+    "confirm": _move({_S}, Status.STOPPED, "completed_at", "its owner", _WORK, _END),
+    "release": _move({_C}, _P, None, "its owner, the daemon, an operator", _WORK, _STOP),
+    "stop": _move({_C, _R}, _S, None, "anyone", _STOP),
+    "cancel": _move({_P}, Status.STOPPED, "completed_at", "anyone", _WORK, _END),
+    "expire": _move({_P}, Status.FAILED, "completed_at", "the daemon", _WORK, _END),
+    "settle": _move({_S}, Status.STOPPED, "completed_at", "the daemon", _WORK, _END, _STOP),
+    "lose": _move({_R}, Status.FAILED, "completed_at", "the daemon", _WORK, _END, _STOP),
 }
 
 ACTIVE: Final = frozenset({_C, _R, _S})

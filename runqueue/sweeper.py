@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from runqueue import clock, moves, reading, settings, statements, why
+from runqueue import clock, moves, settings, statements, why
 from runqueue.database import Store
-from runqueue.states import MOVES, Actor
+from runqueue.states import Actor, Wake
 
 BATCH: Final = 500
 """Runs expired in one transaction, so that a large backlog does not keep writers waiting."""
@@ -52,6 +52,7 @@ def sweep(store: Store, config: settings.Settings, *, now: str, rescues: bool = 
 def rescue_runner(store: Store, runner_id: str, *, now: str, actor: Actor, reason: str) -> Sweep:
     """Resolve all runs of a runner that is known to be gone, whatever its lease."""
     with store.transaction():
+        store.lock(statements.LOCK_SESSIONS_OF_RUNNER, runner_id=runner_id)
         counts = {}
         for rescue in statements.RESCUES:
             rows = store.run(rescue.of_runner, runner_id=runner_id, now=now, error=reason)
@@ -61,14 +62,22 @@ def rescue_runner(store: Store, runner_id: str, *, now: str, actor: Actor, reaso
 
 
 def heal(store: Store) -> int:
-    """Let runs be claimed that wait behind nobody; return how many.
+    """Correct which runs may be claimed, by the order of their sessions; return how many.
 
-    The triggers keep that right, but for a run that an INSERT OR REPLACE took away.
+    The triggers keep that right, but for a run that an INSERT OR REPLACE took away, and for
+    statuses that somebody wrote by hand while the session changed elsewhere.
     """
-    stuck = reading.stuck(store)
-    for run_id, _ in stuck:
-        store.change(statements.UNMARK, run_id=run_id)
-    return len(stuck)
+    healed = 0
+    for find, mend in (
+        (statements.AHEAD_OF_TURN, statements.MARK),
+        (statements.STUCK, statements.UNMARK),
+    ):
+        for run_id, session_id in store.run(find):
+            with store.transaction():
+                store.lock(statements.LOCK_SESSION, session_id=session_id)
+                healed += store.change(mend, run_id=run_id)
+                store.wake((Wake.WORK,))
+    return healed
 
 
 def forget_runners(store: Store, *, now: str) -> int:
@@ -86,8 +95,7 @@ def _rescue(store: Store, rescue: statements.Rescue, times: dict[str, str]) -> i
 def _record(store: Store, name: str, rows: list[tuple[Any, ...]], now: str, actor: Actor) -> None:
     detail = "its owner is gone or did not start it" if name == "release" else None
     for run_id, error in rows:
-        status = MOVES[name].target
-        moves.record(store, run_id, status, now=now, actor=actor, detail=detail or error)
+        moves.record(store, name, run_id, now=now, actor=actor, detail=detail or error)
 
 
 def _expire(store: Store, now: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import threading
 import weakref
@@ -15,6 +16,7 @@ import pytest
 import runqueue
 from runqueue import Queue, Runner, wake
 from runqueue.settings import Settings
+from tests import postgres
 from tests.helpers import LONG, MovableClock, wait_until
 
 
@@ -53,10 +55,54 @@ def _sqlite_program(url: str) -> OtherProgram:
     return OtherProgram(connection, sqlite3.IntegrityError, "?")
 
 
-# A second database is one more entry in each: a generator of the URL of an empty database, that
+def _postgres_url(directory: Path) -> Iterator[str]:
+    server = postgres.shared()
+    name = _migrated(server)
+    yield server.url(name)
+    _empty(server, name)
+
+
+@functools.cache
+def _migrated(server: postgres.Server) -> str:
+    """A database with the schema, which all tests use in turn: making one takes 0.3 s."""
+    server.create_database("contract")
+    runqueue.connect(server.url("contract")).close()
+    return "contract"
+
+
+def _empty(server: postgres.Server, name: str) -> None:
+    """Delete whatever a test left: rows, tables of its own, and connections that went astray."""
+    import psycopg
+
+    known = ("run_events", "runs", "sessions", "runners", "daemons", "runqueue_migrations")
+    with psycopg.connect(server.url(name), autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        for (table,) in tables.fetchall():
+            if table not in known:
+                connection.execute(f'DROP TABLE "{table}"')
+        connection.execute(";".join(f"DELETE FROM {table}" for table in known[:-1]))
+
+
+def _postgres_program(url: str) -> OtherProgram:
+    import psycopg
+
+    return OtherProgram(psycopg.connect(url, autocommit=True), psycopg.Error, "%s")
+
+
+# A further database is one more entry in each: a generator of the URL of an empty database, that
 # removes it when it is continued, and the plain driver's connection to it.
-DATABASES: dict[str, Callable[[Path], Iterator[str]]] = {"sqlite": _sqlite_url}
-PROGRAMS: dict[str, Callable[[str], OtherProgram]] = {"sqlite": _sqlite_program}
+DATABASES: dict[str, Callable[[Path], Iterator[str]]] = {
+    "sqlite": _sqlite_url,
+    "postgres": _postgres_url,
+}
+PROGRAMS: dict[str, Callable[[str], OtherProgram]] = {
+    "sqlite": _sqlite_program,
+    "postgresql": _postgres_program,
+}
 
 
 @pytest.fixture(params=list(DATABASES))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import click
@@ -109,8 +107,7 @@ def backup(target: Path) -> None:
     except OSError as error:
         raise ConfigurationError(f"{target} cannot be created: {error.strerror}") from None
     try:
-        with closing(sqlite3.connect(target)) as copy:
-            queue.store.back_up(copy)
+        queue.store.back_up(str(target))
     except BaseException:
         target.unlink(missing_ok=True)
         raise

@@ -47,7 +47,6 @@ BAD_VALUES = {
         '{"a":1}x',
     ],
     "priority": ["high"],
-    "prompt": [b"bytes"],
 }
 REQUIRED = ("run_id", "session_id", "type", "prompt", "execution_mode", "status", "created_at")
 

@@ -60,7 +60,8 @@ def test_a_clean_exit_removes_the_runner(queue: Queue) -> None:
         assert runner.is_open
     assert not runner.is_open
     assert count(queue, "runners") == 0
-    assert not [one for one in threading.enumerate() if one.name.startswith("runqueue-")]
+    ours = ("runqueue-heartbeat", "runqueue-stops")
+    assert not [one for one in threading.enumerate() if one.name.startswith(ours)]
 
 
 def test_a_runner_that_ends_by_an_exception_is_removed_too(queue: Queue) -> None:

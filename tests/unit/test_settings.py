@@ -10,7 +10,7 @@ import pytest
 from runqueue import settings
 from runqueue.database import open_store
 from runqueue.errors import ConfigurationError
-from runqueue.sqlite import without_password
+from runqueue.engine import without_password
 
 
 @pytest.fixture

@@ -1,0 +1,214 @@
+"""Telling other processes of a PostgreSQL database that something changed, and hearing it.
+
+A NOTIFY takes a lock of the whole server until its transaction has been committed. In the
+transaction of every writer it would make them commit one after the other; here one thread for a
+process sends what its writers have committed, many changes in one short transaction that waits
+for no disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import threading
+import time
+import weakref
+from contextlib import suppress
+from typing import Any, Final
+
+from runqueue.bell import Bell
+from runqueue.states import Wake
+
+try:
+    import psycopg
+except ImportError:  # the extra `postgres` is not installed
+    psycopg = None  # type: ignore[assignment]
+
+log = logging.getLogger("runqueue.doorbell")
+
+CHANNEL: Final = "runqueue"
+GAP: Final = 0.002
+"""Seconds between two notifications of one process, however many changes it makes."""
+LINGER: Final = 0.5
+"""Seconds for which the connection is kept when nobody listens and nothing is to be sent."""
+BACK_OFF: Final = (0.1, 5.0)
+"""Shortest and longest pause, in seconds, between two tries to connect."""
+
+
+class Doorbell:
+    """One connection and one thread for a process, as long as somebody needs them."""
+
+    def __init__(self, conninfo: str, bell: Bell) -> None:
+        self._conninfo = conninfo
+        self._bell = bell
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.Condition()
+        self._watchers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._to_send: set[Wake] = set()
+        self._is_sending = False
+        self._thread: threading.Thread | None = None
+        self._connection: Any = None
+        self._wake_up: int | None = None
+        self._lingers = True
+
+    def listen_for(self, watcher: object) -> None:
+        """Ring the bell for what other processes tell, as long as `watcher` exists."""
+        with self._lock:
+            self._watchers.add(watcher)
+            self._start_or_wake()
+
+    def forget(self, watcher: object) -> None:
+        """Nobody needs to hear anything for `watcher` any more."""
+        with self._lock:
+            self._watchers.discard(watcher)
+
+    def send(self, kinds: set[Wake]) -> None:
+        """Tell other processes, soon."""
+        with self._lock:
+            if kinds <= self._to_send:
+                return
+            self._to_send |= kinds
+            self._start_or_wake()
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Return when what was to be sent has been sent, or the server does not take it.
+
+        Ends the thread, unless somebody listens; it begins again when it is needed.
+        """
+        with self._lock:
+            self._lingers = False
+            self._start_or_wake()
+            self._lock.wait_for(
+                lambda: self._thread is None or not (self._to_send or self._is_sending), timeout
+            )
+
+    def abandon(self) -> Any:
+        """Forget everything in the child of a fork; return the connection, the parent's."""
+        connection = self._connection
+        if self._wake_up is not None:
+            os.close(self._wake_up)
+        self._forget()
+        return connection
+
+    def _start_or_wake(self) -> None:
+        if self._thread is None:
+            if not (self._to_send or len(self._watchers)):
+                return
+            self._lingers = True
+            reader, self._wake_up = os.pipe()
+            os.set_blocking(self._wake_up, False)
+            self._thread = threading.Thread(
+                target=self._serve, args=(reader,), name="runqueue-doorbell", daemon=True
+            )
+            self._thread.start()
+        elif self._wake_up is not None:
+            with suppress(BlockingIOError):  # it is awake already
+                os.write(self._wake_up, b".")
+
+    def _serve(self, reader: int) -> None:
+        pause = BACK_OFF[0]
+        try:
+            while True:
+                try:
+                    if self._serve_connection(reader):
+                        return
+                    pause = BACK_OFF[0]
+                except (psycopg.Error, OSError) as error:
+                    log.debug("the doorbell is silent: %s", type(error).__name__)
+                    if self._connection is not None:
+                        pause = BACK_OFF[0]
+                finally:
+                    self._disconnect()
+                _await([reader], random.uniform(BACK_OFF[0], pause))
+                pause = min(2 * pause, BACK_OFF[1])
+                if self._is_over():
+                    return
+        finally:
+            os.close(reader)
+
+    def _serve_connection(self, reader: int) -> bool:
+        """Send and hear; return True when nobody needs it any more."""
+        connection = self._connection = psycopg.connect(self._conninfo, autocommit=True)
+        own = connection.info.backend_pid
+        connection.add_notify_handler(lambda notice: self._hear(notice, own))
+        connection.execute("SET synchronous_commit = off")
+        is_listening = False
+        idle_since = time.monotonic()
+        while True:
+            if not is_listening and len(self._watchers):
+                connection.execute("LISTEN runqueue")
+                is_listening = True
+                self._bell.ring()  # what was told before this is not heard again
+            if self._send(connection):
+                idle_since = time.monotonic()
+                time.sleep(GAP)
+                continue
+            if is_listening and len(self._watchers):
+                idle_since = time.monotonic()
+            left = idle_since + (LINGER if self._lingers else 0.0) - time.monotonic()
+            if left <= 0 and self._is_over():
+                return True
+            for ready in _await([reader, connection.fileno()], max(left, 0.01)):
+                if ready == reader:
+                    os.read(reader, 4096)
+                else:
+                    connection.pgconn.consume_input()
+                    while notice := connection.pgconn.notifies():
+                        self._hear_payload(notice.be_pid, notice.extra.decode(), own)
+
+    def _send(self, connection: Any) -> bool:
+        with self._lock:
+            kinds, self._to_send = self._to_send, set()
+            self._is_sending = bool(kinds)
+        if not kinds:
+            return False
+        try:
+            connection.execute(
+                "SELECT pg_notify(%s, %s)", (CHANNEL, " ".join(sorted(map(str, kinds))))
+            )
+        except BaseException:
+            with self._lock:
+                self._to_send |= kinds
+            raise
+        finally:
+            with self._lock:
+                self._is_sending = False
+                self._lock.notify_all()
+        return True
+
+    def _hear(self, notice: Any, own: int) -> None:
+        self._hear_payload(notice.pid, notice.payload, own)
+
+    def _hear_payload(self, pid: int, payload: str, own: int) -> None:
+        if pid != own:  # what this process did was rung here at once
+            known = {kind.value for kind in Wake}
+            self._bell.ring({Wake(kind) for kind in payload.split() if kind in known})
+
+    def _is_over(self) -> bool:
+        """Whether nobody needs the doorbell; the thread ends then."""
+        with self._lock:
+            if self._to_send or len(self._watchers):
+                return False
+            self._thread = None
+            if self._wake_up is not None:
+                os.close(self._wake_up)
+                self._wake_up = None
+            self._lock.notify_all()
+            return True
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error, OSError):
+                connection.close()
+
+
+def _await(handles: list[int], timeout: float) -> list[int]:
+    poll = select.poll()
+    for handle in handles:
+        poll.register(handle, select.POLLIN)
+    return [handle for handle, _ in poll.poll(max(0.0, timeout) * 1000)]

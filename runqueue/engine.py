@@ -1,0 +1,140 @@
+"""The one seam between the databases: what each of them must do in its own way.
+
+`sqlite` and `postgres` implement `Engine`; everything above uses an `Engine` without asking
+which. Where a statement's SQL must differ, it is `either` of two expressions, and the choice is
+made when the statement is compiled.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Final
+
+import peewee
+
+from runqueue import clock
+from runqueue.bell import ALL, Bell
+from runqueue.errors import ConfigurationError, RunqueueError, StorageBusy
+from runqueue.states import Wake
+
+HISTORY: Final = "runqueue_migrations"
+"""The table of the schema's steps that were applied."""
+MOVED: Final = "moved to "
+"""How the sentence begins with which a database that was moved elsewhere refuses a change."""
+MOVED_STATE: Final = "RQ001"
+"""The SQLSTATE of that refusal."""
+
+
+class SessionTaken(StorageBusy):
+    """The unique index of active runs refuses a second one of a session; see `claims`."""
+
+
+class Engine(ABC):
+    """An open database of one kind."""
+
+    name: ClassVar[str]
+    """Which kind; also the folder of its migrations."""
+    is_shared: ClassVar[bool]
+    """Whether a thread borrows its connection from a pool for each verb, and gives it back."""
+    locks_rows: ClassVar[bool]
+    """Whether many transactions write at once, each locking the rows that it changes."""
+    begin: ClassVar[tuple[str, ...]]
+    """How a transaction of ours begins, as arguments of Peewee's `atomic`."""
+    poll: float | None = None
+    """Seconds between two looks at `version_of_data`; None where changes are told to the bell."""
+
+    def __init__(self, database: peewee.Database, url: str, address: str | None = None) -> None:
+        self.database = database
+        self.url = url
+        """Where the database is, fit to be shown: without a password."""
+        self.address = address or url
+        """What another process opens the same database with; may hold a password."""
+        self.bell = Bell()
+
+    @abstractmethod
+    def clock(self) -> clock.Clock:
+        """Return the clock that everybody who uses this database goes by."""
+
+    @abstractmethod
+    def translate(self, error: BaseException) -> RunqueueError | None:
+        """Return one of our errors for one link of a chain of the driver's, None if it has none."""
+
+    @abstractmethod
+    def as_list(self, texts: Sequence[str]) -> Any:
+        """Return texts as the one parameter that `listed` takes."""
+
+    @abstractmethod
+    def schema_version(self) -> int:
+        """Return the number of the schema's last step, 0 for an empty or a given database.
+
+        Raises ConfigurationError for a database that is another program's.
+        """
+
+    @abstractmethod
+    def migrating(self) -> AbstractContextManager[None]:
+        """Hold the transaction in which the schema changes, while no other process changes it."""
+
+    @abstractmethod
+    def stamp(self, version: int) -> None:
+        """Record, within `migrating`, what `schema_version` will return."""
+
+    def ring(self, kinds: Iterable[Wake] = ALL) -> None:
+        """Tell those who wait that something was committed."""
+        self.bell.ring(kinds)
+
+    def watch(self, watcher: object) -> None:  # noqa: B027 - for most there is nothing to do
+        """Have the bell rung for what other processes commit, as long as `watcher` exists."""
+
+    def unwatch(self, watcher: object) -> None:  # noqa: B027
+        """End what `watch` began."""
+
+    def version_of_data(self) -> int:
+        """Return a number that changes when others have committed; see `poll`."""
+        return 0
+
+    def damage(self) -> list[str]:
+        """Return what the database itself finds wrong with its storage and references."""
+        return []
+
+    def back_up(self, target: str) -> None:  # noqa: ARG002
+        """Copy the database to the empty file `target`, online."""
+        raise ConfigurationError(
+            f"{self.url} is no file to copy; back it up with pg_dump, or as its host does"
+        )
+
+    def settle_in(self) -> None:  # noqa: B027
+        """Do what is due once the database is known to be runqueue's."""
+
+    def hurry(self, seconds: float) -> None:  # noqa: B027
+        """Let no call of another thread wait for much longer than this."""
+
+    def close(self) -> None:  # noqa: B027
+        """Give up connections that no thread uses."""
+
+    def abandon(self) -> list[Any]:
+        """Forget all connections in the child of a fork; return what must not be closed here."""
+        return []
+
+
+def without_password(url: str) -> str:
+    """Return a database URL fit for a message: without password and options."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    rest = rest.partition("?")[0].partition("#")[0]
+    user, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{user.partition(':')[0]}{at}{host}"
+
+
+class Either(peewee.Node):
+    """An expression for each kind of database; compiling picks the one."""
+
+    def __init__(self, sqlite: Any, postgres: Any) -> None:
+        self._sqlite = sqlite
+        self._postgres = postgres
+
+    def __sql__(self, ctx: Any) -> Any:
+        # Peewee's own flag: only a database whose rows can be locked knows FOR UPDATE.
+        return ctx.sql(self._postgres if ctx.state.for_update else self._sqlite)
