@@ -426,18 +426,18 @@ def _first_of(run: Any) -> Any:
     )
 
 
-def _is_marked(run: Any, mark: str) -> Any:
-    return (run.status == literal(Status.PENDING)) & (run.waiting == SQL(mark))
+def _is_marked(run: Any, mark: SQL) -> Any:
+    return (run.status == literal(Status.PENDING)) & (run.waiting == mark)
 
 
 def _is_stuck(run: Any) -> Any:
     """Marked as waiting though no other run of its session goes first."""
-    return _is_marked(run, "1") & ~_is_busy(run) & (run.run_id == _first_of(run))
+    return _is_marked(run, SQL("1")) & ~_is_busy(run) & (run.run_id == _first_of(run))
 
 
 def _is_ahead(run: Any) -> Any:
     """Not marked as waiting though another run of its session goes first."""
-    return _is_marked(run, "0") & (_is_busy(run) | (run.run_id != _first_of(run)))
+    return _is_marked(run, SQL("0")) & (_is_busy(run) | (run.run_id != _first_of(run)))
 
 
 STUCK: Final = Statement(lambda: Run.select(Run.run_id, Run.session).where(_is_stuck(Run)))

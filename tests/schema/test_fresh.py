@@ -10,7 +10,7 @@ import peewee
 import pytest
 
 import runqueue
-from runqueue import models, schema
+from runqueue import engine, models, schema
 from runqueue.sqlite import APPLICATION_ID
 
 GIVEN = [  # name, may be null, default: section 2 of design.md
@@ -148,7 +148,7 @@ def test_a_model_is_its_table_column_by_column(fresh, sql, model):
 def test_every_table_is_a_model_or_the_history_of_migrations(fresh, sql):
     """Nothing is in the file that the code does not know."""
     tables = {row[0] for row in sql(fresh, "SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert tables == {model._meta.table_name for model in models.MODELS} | {schema.HISTORY}
+    assert tables == {model._meta.table_name for model in models.MODELS} | {engine.HISTORY}
 
 
 def test_the_file_says_whose_it_is_and_of_which_schema(fresh, sql):
@@ -228,5 +228,7 @@ def test_a_database_of_the_callers_own_is_migrated_and_stays_usable(path, sql):
 
 def test_every_migration_is_numbered_without_a_gap():
     """The version is the number of the newest."""
-    numbers = sorted(int(one.name[:4]) for one in Path(schema.DIRECTORY).glob("[0-9]*.py"))
-    assert numbers == list(range(1, schema.VERSION + 1))
+    for kind in ("sqlite", "postgres"):
+        folder = Path(schema.__file__).parent / "migrations" / kind
+        numbers = sorted(int(one.name[:4]) for one in folder.glob("[0-9]*.py"))
+        assert numbers == list(range(1, schema.VERSION + 1))

@@ -200,8 +200,9 @@ def test_default_url_is_the_environment_then_the_state_directory():
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql://user:hunter2@host/db",
-        "postgres://user:hunter2@host/db?sslmode=require",
+        "postgresql://user:hunter2@host/db?such=none",
+        "postgres://user:hunter2@[host/db?sslmode=require",
+        "postgresql://user:hunter2%zz@host/db",
         "mysql://user:hunter2@host/db",
         "user:hunter2@host/db",
         "sqlite://user:hunter2@host/db",
@@ -210,7 +211,7 @@ def test_default_url_is_the_environment_then_the_state_directory():
         "host=db user=me password=hunter2",
         "sqlite://user:a?hunter2@host/db",
         "sqlite://user@host/db?email=me@here&password=hunter2",
-        "postgresql://host/db?user=u&password=hunter2",
+        "postgresql://host/db?user=u&password=hunter2&such=none",
     ],
 )
 def test_no_refused_url_shows_its_password(url):

@@ -25,16 +25,18 @@ PLANS = {
     "INSERT_DAEMON": None,
     "GET_RUN": RUN,
     "GET_SESSION": SESSION,
-    "GET_RUNNER": RUNNER,
     "RUN_STATE": RUN,
     "RUN_STATUS": RUN,
     "EVENTS": "idx_run_events_run_id (run_id=?)",
     **{f"OWNER_MOVES[{name}]": RUN for name in ("start", "complete", "fail", "confirm", "release")},
     **{f"FREE_MOVES[{name}]": RUN for name in ("stop", "cancel", "release")},
-    "CLAIM": RUN,
+    **{f"CLAIMS[{depth}]": RUN for depth in statements.CLAIMS},
     "DEMAND_TEXTS": "idx_runs_ready (waiting=?)",
     "BIND_SESSION": SESSION,
     "RESUME_SESSION": SESSION,
+    "LOCK_SESSION": SESSION,
+    "LOCK_SESSION_TO_DELETE": SESSION,
+    "LOCK_RUNNER": RUNNER,
     "PENDING_OF_SESSION": "idx_runs_session_pending (session_id=?)",
     "SET_DEMANDS": RUN,
     "BEAT": RUNNER,
@@ -44,7 +46,10 @@ PLANS = {
     "TAKE_OVER": RUNNER,
     "DRAIN_RUNNER": RUNNER,
     "DELETE_RUNNER": RUNNER,
+    "STUCK": "idx_runs_status_created (status=?)",
+    "AHEAD_OF_TURN": "idx_runs_ready (waiting=?)",
     "UNMARK": RUN,
+    "MARK": RUN,
     "BEAT_DAEMON": "sqlite_autoindex_daemons_1 (daemon_id=?)",
     "DELETE_DAEMON": "daemons",
     **{
@@ -74,6 +79,12 @@ PLANS = {
 }
 """None: an INSERT has no plan of its own. A table's name: small, read whole."""
 
+ONLY_WHERE_ROWS_ARE_LOCKED = {
+    *("LOCK_SESSIONS", "LOCK_SESSIONS_TO_DELETE", "LOCK_SESSION_OF_RUN"),
+    "LOCK_SESSIONS_OF_RUNNER",
+}
+"""Statements that SQLite does not know: a writer is alone there."""
+
 SMALL = ("runners", "daemons")
 """As many rows as there are processes; reading all of them is the cheapest."""
 
@@ -81,8 +92,9 @@ SMALL = ("runners", "daemons")
 def _every() -> Iterator[tuple[str, Statement]]:
     for name, value in vars(statements).items():
         if isinstance(value, Statement):
-            yield name, value
-        elif name in ("OWNER_MOVES", "FREE_MOVES"):
+            if name not in ONLY_WHERE_ROWS_ARE_LOCKED:
+                yield name, value
+        elif name in ("OWNER_MOVES", "FREE_MOVES", "CLAIMS"):
             yield from ((f"{name}[{key}]", statement) for key, statement in value.items())
         elif name == "RESCUES":
             for rescue in value:
@@ -159,7 +171,7 @@ def test_counting_reads_an_index_and_not_the_prompts(store):
 
 def test_a_claim_is_one_seek_for_each_demand_text(store):
     """Of each text it finds the oldest ready run by the index, and takes the best by its key."""
-    plan = plan_of(store, STATEMENTS["CLAIM"])
+    plan = plan_of(store, STATEMENTS["CLAIMS[4]"])
     on_runs = [line for line in plan if line.startswith(("SEARCH", "SCAN"))]
     assert on_runs == [
         f"SEARCH runs USING INDEX {RUN}",
@@ -211,7 +223,7 @@ MOVING = {
         for rescue in statements.RESCUES
         for part in ("move", "of_runner")
     },
-    "CLAIM": "claim",
+    **{f"CLAIMS[{depth}]": "claim" for depth in statements.CLAIMS},
     "EXPIRE": "expire",
 }
 
@@ -289,7 +301,7 @@ def test_statuses_stand_in_the_sql_as_the_partial_indexes_spell_them(store):
 
 def test_a_claim_returns_every_column_but_the_result(store):
     """A run that was released may carry nothing of a result; reading one could cost a megabyte."""
-    returned = sql_of(store, "CLAIM").rpartition(" RETURNING ")[2]
+    returned = sql_of(store, "CLAIMS[4]").rpartition(" RETURNING ")[2]
     names = re.findall(r'"(\w+)"(?:,|$)', returned)
     assert "result" not in names
     assert len(names) == len(statements.CLAIM_COLUMNS)
@@ -297,6 +309,6 @@ def test_a_claim_returns_every_column_but_the_result(store):
 
 def test_a_claim_never_takes_a_run_that_is_due_or_waits_for_its_session(store):
     """Both conditions are in the statement itself, beside the status."""
-    sql = sql_of(store, "CLAIM")
+    sql = sql_of(store, "CLAIMS[4]")
     assert '"waiting" = 0' in sql
     assert re.search(r'"timeout_at" > \?\) OR \("\w+"\."timeout_at" IS NULL', sql)
