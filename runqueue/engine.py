@@ -8,9 +8,9 @@ made when the statement is compiled.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import peewee
 
@@ -21,14 +21,33 @@ from runqueue.states import Wake
 
 HISTORY: Final = "runqueue_migrations"
 """The table of the schema's steps that were applied."""
-MOVED: Final = "moved to "
-"""How the sentence begins with which a database that was moved elsewhere refuses a change."""
+MOVED_TO: Final = "moved to "
+FILLED_FROM: Final = "being filled from "
+MOVED: Final = (MOVED_TO, FILLED_FROM)
+"""How the sentences begin with which a database refuses a change: it was moved elsewhere, or a
+move to it has not ended."""
 MOVED_STATE: Final = "RQ001"
 """The SQLSTATE of that refusal."""
 
 
 class SessionTaken(StorageBusy):
     """The unique index of active runs refuses a second one of a session; see `claims`."""
+
+
+class Closing(NamedTuple):
+    """Why a database is closed to every change; it holds this itself."""
+
+    sentence: str
+    """Begins as one of `MOVED`."""
+    place: str
+    """The URL of the database at the other end of the move, fit to be shown."""
+    token: str
+    """Of the move; the same at both ends."""
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether this is the target of a move that has not ended, and not the source of one."""
+        return self.sentence.startswith(FILLED_FROM)
 
 
 class Engine(ABC):
@@ -104,6 +123,47 @@ class Engine(ABC):
             f"{self.url} is no file to copy; back it up with pg_dump, or as its host does"
         )
 
+    unstorable: ClassVar[str] = ""
+    """A character that no text of the database can have."""
+
+    @abstractmethod
+    def identity(self) -> tuple[Any, ...]:
+        """Return what no other database has, by whatever URL it is opened."""
+
+    @abstractmethod
+    def keep_writers_out(self) -> None:
+        """Let others only read until the transaction ends, which may take minutes."""
+
+    @abstractmethod
+    def rows(self, select: str) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of a query, which has no parameters, and hold only a few at a time."""
+
+    @abstractmethod
+    def fill(
+        self, table: str, columns: Sequence[str], insert: str, rows: Iterable[tuple[Any, ...]]
+    ) -> None:
+        """Add rows to a table, as many as there are; `insert` adds one, with a parameter each."""
+
+    @abstractmethod
+    def without_triggers(self, tables: Sequence[str]) -> AbstractContextManager[None]:
+        """Within a transaction: fire no trigger of these tables meanwhile."""
+
+    @abstractmethod
+    def count_on(self) -> None:
+        """Have the numbers of new events follow those that are there."""
+
+    @abstractmethod
+    def closing(self) -> Closing | None:
+        """Return why the database is closed to changes; None when it is not."""
+
+    @abstractmethod
+    def close_to_changes(self, tables: Sequence[str], why: Closing) -> None:
+        """Have the database itself refuse every change of these tables, whoever makes it."""
+
+    @abstractmethod
+    def open_to_changes(self, tables: Sequence[str]) -> None:
+        """Undo `close_to_changes`."""
+
     def settle_in(self) -> None:  # noqa: B027
         """Do what is due once the database is known to be runqueue's."""
 
@@ -128,7 +188,7 @@ def without_password(url: str) -> str:
     return f"{scheme}{separator}{user.partition(':')[0]}{at}{host}"
 
 
-class Either(peewee.Node):
+class Either(peewee.ColumnBase):
     """An expression for each kind of database; compiling picks the one."""
 
     def __init__(self, sqlite: Any, postgres: Any) -> None:

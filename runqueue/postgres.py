@@ -24,6 +24,7 @@ from runqueue.states import Wake
 
 try:
     import psycopg
+    import psycopg.sql
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 except ImportError:  # the extra `postgres` is not installed
     psycopg = None  # type: ignore[assignment]
@@ -58,6 +59,7 @@ _SETTINGS: Final = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "join_collapse_limit": "1",
     "jit": "off",
     # Tells the triggers that this connection's changes are told to others after the commit.
     "runqueue.rings": "after commit",
@@ -279,6 +281,79 @@ class Postgres(engine.Engine):
         self._clock = ServerClock(self)
         return inherited
 
+    unstorable: ClassVar[str] = "\0"
+
+    def identity(self) -> tuple[Any, ...]:
+        row: tuple[Any, ...] = self.database.execute_sql(
+            "SELECT pg_postmaster_start_time(), oid, current_schema() FROM pg_database "
+            "WHERE datname = current_database()"
+        ).fetchone()
+        return row
+
+    def keep_writers_out(self) -> None:
+        for statement in _ALONE:
+            self.database.execute_sql(statement)
+
+    def rows(self, select: str) -> Iterator[tuple[Any, ...]]:
+        with self.database.connection().cursor() as cursor:
+            yield from cursor.stream(select)
+
+    def fill(
+        self, table: str, columns: Sequence[str], insert: str, rows: Iterable[tuple[Any, ...]]
+    ) -> None:
+        statement = psycopg.sql.SQL("COPY {} ({}) FROM STDIN").format(
+            psycopg.sql.Identifier(table),
+            psycopg.sql.SQL(", ").join(map(psycopg.sql.Identifier, columns)),
+        )
+        # In one statement, for at its end every session must have its parent.
+        with self.database.connection().cursor() as cursor, cursor.copy(statement) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    @contextmanager
+    def without_triggers(self, tables: Sequence[str]) -> Iterator[None]:
+        self._execute_each(
+            "SELECT format('ALTER TABLE %%I DISABLE TRIGGER USER', t) FROM unnest(%s::text[]) t",
+            list(tables),
+        )
+        yield
+        self._execute_each(
+            "SELECT format('ALTER TABLE %%I ENABLE TRIGGER USER', t) FROM unnest(%s::text[]) t",
+            list(tables),
+        )
+
+    def count_on(self) -> None:
+        self.database.execute_sql(
+            "SELECT setval(pg_get_serial_sequence('run_events', 'event_id'), "
+            "coalesce(max(event_id), 1), max(event_id) IS NOT NULL) FROM run_events"
+        )
+
+    def closing(self) -> engine.Closing | None:
+        database = self.database
+        (view,) = database.execute_sql("SELECT to_regclass('runqueue_closing')").fetchone()
+        if view is None:
+            return None
+        row = database.execute_sql("SELECT sentence, place, token FROM runqueue_closing").fetchone()
+        return engine.Closing(*row)
+
+    def close_to_changes(self, tables: Sequence[str], why: engine.Closing) -> None:
+        self._execute_each(_CLOSING_VIEW, *why)
+        self.database.execute_sql(_CLOSED)
+        self._execute_each(_CLOSING_TRIGGERS, why.sentence, engine.MOVED_STATE, list(tables))
+
+    def open_to_changes(self, tables: Sequence[str]) -> None:
+        self._execute_each(
+            "SELECT format('DROP TRIGGER runqueue_closed ON %%I', t) FROM unnest(%s::text[]) t",
+            list(tables),
+        )
+        self.database.execute_sql("DROP FUNCTION runqueue_closed()")
+        self.database.execute_sql("DROP VIEW runqueue_closing")
+
+    def _execute_each(self, made: str, *parameters: Any) -> None:
+        """Execute the statements that a query of format() returns, which quotes what is in them."""
+        for (statement,) in self.database.execute_sql(made, parameters).fetchall():
+            self.database.execute_sql(statement)
+
     def translate(self, error: BaseException) -> errors.RunqueueError | None:
         if isinstance(error, MaxConnectionsExceeded):
             return errors.StorageBusy("all connections of this process are in use; try again")
@@ -328,11 +403,13 @@ def open_url(url: str, *, busy_timeout: float) -> Postgres:
     try:
         known = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
-        # libpq's own words may quote a part of the password.
+        known = {"host": "@"}
+    if "@" in str(known.get("host")) or not _are_ports(str(known.get("port") or "")):
+        # No part of it is quoted, nor libpq's own words: it may be a part of the password.
         raise errors.ConfigurationError(
             "the database URL cannot be read as postgresql://USER:PASSWORD@HOST:PORT/DATABASE; "
             "in a password, what is no letter or digit must be percent-encoded"
-        ) from None
+        )
     defaults: dict[str, Any] = {
         key: value for key, value in _CONNECTION.items() if key not in known
     }
@@ -343,6 +420,11 @@ def open_url(url: str, *, busy_timeout: float) -> Postgres:
         defaults["target_session_attrs"] = "read-write"  # of several hosts, the primary
     database = Database(url, busy_timeout, **defaults)
     return Postgres(database, _shown(known), url, make_conninfo(url, **defaults))
+
+
+def _are_ports(text: str) -> bool:
+    ports = [port for port in text.split(",") if port]
+    return all(port.isdecimal() and 0 < int(port) < 65536 for port in ports)
 
 
 def _need_driver() -> None:
@@ -372,7 +454,26 @@ def _address(known: dict[str, Any]) -> str:
     return f"postgresql://?{options}"
 
 
+# Readers go on; a server's own limits are meant for verbs, and a move takes minutes.
+_ALONE: Final = (
+    "SET LOCAL statement_timeout = 0",
+    "SET LOCAL idle_in_transaction_session_timeout = 0",
+    "LOCK TABLE sessions, runs, run_events, runners, daemons IN EXCLUSIVE MODE",
+)
+# A view of constants: what is no row, no writer can change.
+_CLOSING_VIEW: Final = """
+    SELECT format('CREATE VIEW runqueue_closing AS SELECT %%L::text AS sentence, '
+        '%%L::text AS place, %%L::text AS token', %s::text, %s::text, %s::text)"""
+_CLOSED: Final = """
+    CREATE FUNCTION runqueue_closed() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN RAISE EXCEPTION USING MESSAGE = TG_ARGV[0], ERRCODE = TG_ARGV[1]; END'"""
+_CLOSING_TRIGGERS: Final = """
+    SELECT format('CREATE TRIGGER runqueue_closed BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE '
+        'ON %%I FOR EACH STATEMENT EXECUTE FUNCTION runqueue_closed(%%L, %%L)', t, a.said, a.state)
+    FROM (SELECT %s::text AS said, %s::text AS state) a, unnest(%s::text[]) t"""
+
 _LOST: Final = "the database server is not to be reached: "
+_REFUSAL: Final = "the server refuses the connection: "
 _BUSY: Final = "other sessions hold what is needed for too long; try again"
 
 # By SQLSTATE, the longest prefix first. The server's sentence is quoted without its DETAIL, which
@@ -388,8 +489,8 @@ _BY_STATE: Final[tuple[tuple[str, type[errors.RunqueueError], str], ...]] = (
     ("55006", errors.StorageBusy, _BUSY),
     ("40", errors.StorageBusy, _BUSY),
     ("08", errors.StorageLost, f"{_LOST}{{primary}}"),
-    ("28", errors.ConfigurationError, "the server refuses the connection: {primary}"),
-    ("3D", errors.ConfigurationError, "the server refuses the connection: {primary}"),
+    ("28", errors.ConfigurationError, f"{_REFUSAL}{{primary}}"),
+    ("3D", errors.ConfigurationError, f"{_REFUSAL}{{primary}}"),
     ("XX001", errors.StorageDamaged, "the database is damaged: {primary}"),
     ("XX002", errors.StorageDamaged, "the database is damaged: {primary}"),
     ("58", errors.StorageLost, "the disk of the server failed; look at its log"),
@@ -423,7 +524,10 @@ _REFUSED: Final = (
 
 
 def _by_message(message: str) -> errors.RunqueueError:
-    told = "; ".join(line.strip() for line in message.splitlines() if line.strip())[:400]
+    lines = [line.strip() for line in message.splitlines()]
+    # Without libpq's question whether the server is there.
+    told = "; ".join(line for line in lines if line and not line.endswith("?"))[:400]
+    told = told.removeprefix("connection failed: ").removeprefix("connection is bad: ")
     if any(part in message for part in _REFUSED):
-        return errors.ConfigurationError(f"the server refuses the connection: {told}")
+        return errors.ConfigurationError(f"{_REFUSAL}{told}; correct the URL, or the server")
     return errors.StorageLost(f"{_LOST}{told}")

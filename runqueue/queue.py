@@ -51,17 +51,17 @@ def connect(
     """
     target = default_url() if url is None else url
     store = open_store(target, busy_timeout=busy_timeout, create=create)
-    try:
-        schema.upgrade(store, create=create)
-        store.engine.settle_in()  # not before it is known to be a database of ours
-    except RunqueueError as error:
-        store.close()
-        if store.url in str(error):
-            raise
-        raise type(error)(f"{store.url}: {error}") from error
-    except BaseException:
-        store.close()
-        raise
+    with ExitStack() as on_failure:
+        on_failure.callback(store.engine.close)
+        on_failure.callback(store.close)
+        try:
+            schema.upgrade(store, create=create)
+            store.engine.settle_in()  # not before it is known to be a database of ours
+        except RunqueueError as error:
+            if store.url in str(error):
+                raise
+            raise type(error)(f"{store.url}: {error}") from error
+        on_failure.pop_all()
     return Queue(store, settings or Settings(), clock or store.engine.clock())
 
 

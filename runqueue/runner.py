@@ -34,6 +34,8 @@ log = logging.getLogger("runqueue.runner")
 
 LOOK_AGAIN: Final = 5.0
 """Seconds after which a waiting claim asks even though nothing was seen to change."""
+MOMENT: Final = 0.05
+"""Seconds of a lease that are as good as none."""
 STOP_GAP: Final = 0.005
 """Seconds between two looks for stops: a busy database changes thousands of times a second."""
 
@@ -71,7 +73,7 @@ class Runner:
         self._draining = threading.Event()
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._beaten_at = 0.0
+        self._answered_at = 0.0
         self._pid = 0
         self.is_open = False
 
@@ -98,8 +100,11 @@ class Runner:
         self._register()
         self.is_open = True
         self._pid = os.getpid()
-        self._beaten_at = time.monotonic()
-        for name, target in (("heartbeat", self._beat_on), ("stops", self._watch_stops)):
+        for name, target in (
+            ("heartbeat", self._beat_on),
+            ("lease", self._watch_lease),
+            ("stops", self._watch_stops),
+        ):
             thread = threading.Thread(target=target, name=f"runqueue-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -250,8 +255,10 @@ class Runner:
         return rows[0] if rows else None
 
     def _register(self) -> None:
+        sent = time.monotonic()
         with self._store.transaction():
             now = self._now()
+            lease = self._wanted_lease(now)
             values = {
                 "runner_id": self.runner_id,
                 "incarnation": self.incarnation,
@@ -260,30 +267,31 @@ class Runner:
                 "properties": demands.canonical(self.capabilities.properties),
                 "registered_at": now,
                 "heartbeat_at": now,
-                "lease_until": clock.shift(now, self._agreed_lease(now)),
+                "lease_until": clock.shift(now, lease),
             }
-            if self._store.change(statements.INSERT_RUNNER, **values):
-                return
-            rows = self._store.run(statements.LOCK_RUNNER, runner_id=self.runner_id)
-            if not rows:  # and to see it is not this role's right
-                raise RunnerConflict(
-                    f"runner {self.runner_id} was registered by another role; choose another id"
-                )
-            found = RunnerRow.from_row(rows[0])
-            if found.lease_until > now and not incarnation.is_dead(found.incarnation):
-                raise RunnerConflict(
-                    f"runner {self.runner_id} is alive on {found.hostname}; "
-                    "stop it first, or choose another id"
-                )
-            self._give_up(f"runner {self.runner_id} was restarted")
-            self._store.change(statements.TAKE_OVER, **values)
+            if not self._store.change(statements.INSERT_RUNNER, **values):
+                self._take_over(now, values)
+        self._lease, self._answered_at = lease, sent
 
-    def _agreed_lease(self, now: str) -> float:
-        """The lease that the living daemons want, else this runner's own setting."""
+    def _take_over(self, now: str, values: dict[str, Any]) -> None:
+        rows = self._store.run(statements.LOCK_RUNNER, runner_id=self.runner_id)
+        if not rows:  # and to see it is not this role's right
+            raise RunnerConflict(
+                f"runner {self.runner_id} was registered by another role; choose another id"
+            )
+        found = RunnerRow.from_row(rows[0])
+        if found.lease_until > now and not incarnation.is_dead(found.incarnation):
+            raise RunnerConflict(
+                f"runner {self.runner_id} is alive on {found.hostname}; "
+                "stop it first, or choose another id"
+            )
+        self._give_up(f"runner {self.runner_id} was restarted")
+        self._store.change(statements.TAKE_OVER, **values)
+
+    def _wanted_lease(self, now: str) -> float:
+        """The lease that the living daemons want, else this runner's own."""
         wanted = self._store.run(statements.LEASE_WANTED, now=now)[0][0]
-        if wanted:
-            self._lease = float(wanted)
-        return self._lease
+        return float(wanted) if wanted else self._lease
 
     def _give_up(self, reason: str) -> None:
         sweeper.rescue_runner(
@@ -308,18 +316,25 @@ class Runner:
                             "runner %s: no heartbeat: %s", self.runner_id, error, exc_info=not known
                         )
                     failing = True
-                    self._end_agents_when_lost(error)
+                    if isinstance(error, StorageBusy) and not self._store.engine.locks_rows:
+                        # Whoever holds the one write lock keeps out also those who could take
+                        # our runs: whether somebody took them, the next beat says.
+                        self._answered_at = time.monotonic()
         finally:
             self._store.close()
 
-    def _end_agents_when_lost(self, error: Exception) -> None:
-        # While another process holds a database that answers, that it is busy is all we know:
-        # whether somebody took our runs, the next beat says. A database that is away may have
-        # been there for others, who took them when the lease ran out.
-        if isinstance(error, StorageBusy):
-            return
-        if time.monotonic() - self._beaten_at > self._lease:
-            self._end_agents()
+    def _watch_lease(self) -> None:
+        # Not in the heartbeat's own thread: a database that is cut off does not even refuse, and
+        # the beat hangs while the lease runs out and others take the runs.
+        while not self._closed.wait(self._lease_left()):
+            if self._lease_left() <= MOMENT:
+                if self.held:
+                    log.error("runner %s had no heartbeat within its lease", self.runner_id)
+                    self._end_agents()
+                self._closed.wait(self._lease / BEATS_PER_LEASE)
+
+    def _lease_left(self) -> float:
+        return max(MOMENT, self._answered_at + self._lease - time.monotonic())
 
     def _pause(self, failing: bool) -> float:
         return min(1.0, self._lease / 10) if failing else self._lease / BEATS_PER_LEASE
@@ -329,16 +344,16 @@ class Runner:
         sent = time.monotonic()
         with self._store.transaction():
             now = self._now()
+            lease = self._wanted_lease(now)
             row = self._row()
-            if row is not None:
-                self._store.change(
-                    statements.BEAT,
-                    now=now,
-                    lease_until=clock.shift(now, self._agreed_lease(now)),
-                    runner_id=self.runner_id,
-                    incarnation=self.incarnation,
-                )
-        if row is None:
+            is_registered = row is not None and self._store.change(
+                statements.BEAT,
+                now=now,
+                lease_until=clock.shift(now, lease),
+                runner_id=self.runner_id,
+                incarnation=self.incarnation,
+            )
+        if row is None or not is_registered:
             log.error("runner %s was removed or replaced; it ends", self.runner_id)
             self._end_agents()
             self.drain()
@@ -348,7 +363,7 @@ class Runner:
             # What somebody resolved meanwhile is lost; what is still its own goes on.
             log.warning("runner %s was silent for longer than its lease", self.runner_id)
             self._notify_stops()
-        self._beaten_at = sent
+        self._lease, self._answered_at = lease, sent
         if state == "draining":
             self._drain_as_asked()
         return True

@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
@@ -250,6 +250,66 @@ class Sqlite(engine.Engine):
         with closing(sqlite3.connect(target)) as copy:
             self.database.connection().backup(copy)
 
+    def identity(self) -> tuple[Any, ...]:
+        ((file,),) = self.database.execute_sql(
+            "SELECT file FROM pragma_database_list WHERE name = 'main'"
+        ).fetchall()
+        status = Path(file).stat()
+        return status.st_dev, status.st_ino
+
+    def keep_writers_out(self) -> None:
+        """IMMEDIATE does."""
+
+    def rows(self, select: str) -> Iterator[tuple[Any, ...]]:
+        yield from self.database.execute_sql(select)
+
+    def fill(
+        self, table: str, columns: Sequence[str], insert: str, rows: Iterable[tuple[Any, ...]]
+    ) -> None:
+        connection = self.database.connection()
+        # Rows come in the order of one index and go into ten; of those, the default of 2 MB holds
+        # too little: each page would be written and read again for every few rows.
+        connection.execute("PRAGMA cache_size = -65536")
+        try:
+            connection.executemany(insert, rows)
+        finally:
+            connection.execute("PRAGMA cache_size = -2000")
+
+    @contextmanager
+    def without_triggers(self, tables: Sequence[str]) -> Iterator[None]:
+        database = self.database
+        # A session may stand before its parent; what is missing is found by the commit.
+        database.execute_sql("PRAGMA defer_foreign_keys = ON")
+        triggers = database.execute_sql(_TRIGGERS, (self.as_list(tables),)).fetchall()
+        for drop, _ in triggers:
+            database.execute_sql(drop)
+        yield
+        for _, create in triggers:
+            database.execute_sql(create)
+
+    def count_on(self) -> None:
+        """The next number is always the largest one and 1."""
+
+    def closing(self) -> engine.Closing | None:
+        database = self.database
+        if not database.execute_sql(_IS_CLOSED).fetchone():
+            return None
+        return engine.Closing(*database.execute_sql(_CLOSING).fetchone())
+
+    def close_to_changes(self, tables: Sequence[str], why: engine.Closing) -> None:
+        database = self.database
+        (view,) = database.execute_sql(_CLOSING_VIEW, tuple(why)).fetchone()
+        database.execute_sql(view)
+        parameters = (why.sentence, self.as_list(tables))
+        for (trigger,) in database.execute_sql(_CLOSING_TRIGGERS, parameters).fetchall():
+            database.execute_sql(trigger)
+
+    def open_to_changes(self, tables: Sequence[str]) -> None:
+        database = self.database
+        for (drop,) in database.execute_sql(_OPENING, (self.as_list(tables),)).fetchall():
+            database.execute_sql(drop)
+        database.execute_sql("DROP VIEW runqueue_closing")
+
     def settle_in(self) -> None:
         if isinstance(self.database, Database):
             close_to_the_world(self.database.path)
@@ -295,6 +355,26 @@ def open_url(url: str, *, busy_timeout: float, create: bool) -> Sqlite:
     prepare_file(path)
     return Sqlite(Database(path, busy_timeout), f"sqlite:///{path}")
 
+
+# SQL that names what is known only now is put together by SQLite itself, which quotes it: %w a
+# name within its quotes, %Q a text with them.
+_TRIGGERS: Final = """
+    SELECT printf('DROP TRIGGER "%w"', name), sql FROM sqlite_master
+    WHERE type = 'trigger' AND lower(tbl_name) IN (SELECT value FROM json_each(?))"""
+_IS_CLOSED: Final = "SELECT 1 FROM sqlite_master WHERE type = 'view' AND name = 'runqueue_closing'"
+_CLOSING: Final = "SELECT sentence, place, token FROM runqueue_closing"
+# A view of constants: what is no row, no writer can change.
+_CLOSING_VIEW: Final = """
+    SELECT printf('CREATE VIEW runqueue_closing AS SELECT %Q AS sentence, %Q AS place, %Q AS token',
+        ?, ?, ?)"""
+_CLOSING_TRIGGERS: Final = """
+    SELECT printf('CREATE TRIGGER "runqueue_closed_%w_%w" BEFORE %s ON "%w" '
+        || 'BEGIN SELECT RAISE(ABORT, %Q); END', t.value, c.value, c.value, t.value, ?)
+    FROM json_each(?) AS t, json_each('["insert", "update", "delete"]') AS c"""
+_OPENING: Final = """
+    SELECT printf('DROP TRIGGER "%w"', name) FROM sqlite_master
+    WHERE type = 'trigger' AND substr(name, 1, 16) = 'runqueue_closed_'
+    AND lower(tbl_name) IN (SELECT value FROM json_each(?))"""
 
 _BUSY: Final = (errors.StorageBusy, "another process is writing to the database; try again")
 _BY_CODE: Final[dict[str, tuple[type[errors.RunqueueError], str]]] = {

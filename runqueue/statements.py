@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from peewee import JOIN, SQL, Select, Value, fn
+from peewee import JOIN, SQL, NodeList, Select, Value, fn
 
 from runqueue.database import Hole, Statement
 from runqueue.engine import Either
@@ -31,10 +31,44 @@ def literal(value: str) -> SQL:
     return SQL(f"'{value}'")
 
 
-def _is_one_of(column: Any, statuses: Iterable[Status]) -> Any:
-    # In the order of the enum, as the partial indexes spell it.
+def _spelled(statuses: Iterable[Status]) -> list[SQL]:
+    """The statuses in the order of the enum, as the partial indexes spell them."""
     wanted = set(statuses)
-    return column.in_([literal(status) for status in Status if status in wanted])
+    return [literal(status) for status in Status if status in wanted]
+
+
+def _is_one_of(run: Any, statuses: Iterable[Status]) -> Any:
+    """Whether a run has one of these statuses; may be answered by an index of statuses."""
+    return run.status.in_(_spelled(statuses))
+
+
+def _for_index(condition: Any, form: SQL) -> Either:
+    """A condition in the form in which it stands in the partial indexes that are meant.
+
+    Statuses come and go by thousands, so what PostgreSQL's planner last heard of how many there
+    are is wrong: it would take the index of statuses for one row, and find all of them. In this
+    form no index fits but those.
+    """
+    return Either(sqlite=condition, postgres=NodeList((condition, form)))
+
+
+_OF_ALL: Final = SQL("IS TRUE")
+_OF_SESSION: Final = SQL("IS NOT FALSE")
+
+
+def _is_pending(run: Any, form: SQL = _OF_ALL) -> Any:
+    return _for_index(run.status == literal(Status.PENDING), form)
+
+
+def _is_active(run: Any, form: SQL = _OF_ALL) -> Any:
+    return _for_index(_is_one_of(run, ACTIVE), form)
+
+
+def _is_still(run: Any, statuses: Iterable[Status]) -> Any:
+    """Likewise, for a run that is found by its key: no index fits."""
+    hidden = NodeList((run.status, SQL("|| ''")), parens=True)
+    spelled = _spelled(statuses)
+    return Either(sqlite=run.status.in_(spelled), postgres=hidden.in_(spelled))
 
 
 def demand_text(run: Any) -> Any:
@@ -81,7 +115,17 @@ def _of_session(run: Any, *columns: Any) -> Any:
     """Select from runs, with the session of each beside it, to be locked."""
     session = Session.alias("session")
     query = run.select(*(columns or (run.run_id,)))
-    return query.join(session, on=(session.session_id == run.session)), session
+    # From the run to its session: a planner that believes sessions to be few would begin there.
+    key = NodeList((run.session, SQL("|| ''")), parens=True)
+    return query.join(session, on=(session.session_id == key)), session
+
+
+def _exists(query: Any) -> Any:
+    """Whether a query has a row, asked for each row of the outer one.
+
+    In this form, for PostgreSQL may answer an EXISTS by reading the whole table once.
+    """
+    return NodeList((query.limit(SQL("1")), SQL("IS NOT NULL")), parens=True)
 
 
 def this_run() -> Any:
@@ -138,7 +182,7 @@ def _move(name: str, where: Any, *returning: Any, **sets: Any) -> Any:
     values.update({getattr(Run, column): value for column, value in sets.items()})
     return (
         Run.update(values)
-        .where(_is_one_of(Run.status, move.sources), where)
+        .where(_is_still(Run, move.sources), where)
         .returning(*(returning or (Run.run_id,)))
     )
 
@@ -173,8 +217,17 @@ FREE_MOVES: Final = {
 
 def _is_ready(run: Any) -> Any:
     return (
-        (run.status == literal(Status.PENDING))
+        _is_pending(run)
         & (run.waiting == SQL("0"))
+        & ((run.timeout_at > hole("now")) | run.timeout_at.is_null())
+    )
+
+
+def _is_still_ready(run: Any) -> Any:
+    """Likewise, for a run that is found by its key: no index fits."""
+    return (
+        _is_still(run, (Status.PENDING,))
+        & (run.waiting + SQL("0") == SQL("0"))
         & ((run.timeout_at > hole("now")) | run.timeout_at.is_null())
     )
 
@@ -224,7 +277,7 @@ def _first_unlocked(depth: SQL) -> Any:
     query, session = _of_session(run)
     return (
         query.join(candidates, on=(candidates.c.run_id == run.run_id))
-        .where(_is_ready(run))
+        .where(_is_still_ready(run))
         .order_by(candidates.c.priority.desc(), candidates.c.created_at, candidates.c.run_id)
         .limit(hole("limit"))
         .for_update(NO_KEY, of=(run, session), skip_locked=True)
@@ -260,7 +313,7 @@ def _demand_texts() -> Any:
     def seek(run: Any, *where: Any) -> Any:
         return (
             run.select(demand_text(run).alias("text"))
-            .where(run.status == literal(Status.PENDING), run.waiting == SQL("0"), *where)
+            .where(_is_pending(run), run.waiting == SQL("0"), *where)
             .order_by(demand_text(run))
             .limit(SQL("1"))
         )
@@ -337,9 +390,7 @@ LOCK_SESSIONS_OF_RUNNER: Final = Statement(
         Session.select(Session.session_id)
         .where(
             Session.session_id.in_(
-                Run.select(Run.session).where(
-                    Run.runner_id == hole("runner_id"), _is_one_of(Run.status, ACTIVE)
-                )
+                Run.select(Run.session).where(Run.runner_id == hole("runner_id"), _is_active(Run))
             )
         )
         .order_by(Session.session_id)
@@ -349,12 +400,12 @@ LOCK_SESSIONS_OF_RUNNER: Final = Statement(
 """Likewise: the sessions that a runner has a run of."""
 PENDING_OF_SESSION: Final = Statement(
     lambda: Run.select(Run.run_id, Run.demands).where(
-        Run.session == hole("session_id"), Run.status == literal(Status.PENDING)
+        Run.session == hole("session_id"), _is_pending(Run, _OF_SESSION)
     )
 )
 SET_DEMANDS: Final = Statement(
     lambda: Run.update({Run.demands: hole("demands")}).where(
-        Run.run_id == hole("run_id"), Run.status == literal(Status.PENDING)
+        Run.run_id == hole("run_id"), _is_still(Run, (Status.PENDING,))
     )
 )
 
@@ -373,7 +424,7 @@ RUNNER_STATE: Final = Statement(
 )
 OWNED: Final = Statement(
     lambda: Run.select(Run.run_id, Run.claimed_at, Run.status).where(
-        Run.runner_id == hole("runner_id"), _is_one_of(Run.status, ACTIVE)
+        Run.runner_id == hole("runner_id"), _is_active(Run)
     )
 )
 TAKE_OVER: Final = Statement(
@@ -408,9 +459,9 @@ DELETE_RUNNER: Final = Statement(
 
 def _is_busy(run: Any) -> Any:
     active = Run.alias("active")
-    return fn.EXISTS(
+    return _exists(
         active.select(SQL("1")).where(
-            active.session == run.session, _is_one_of(active.status, ACTIVE)
+            active.session == run.session, _is_active(active, _OF_SESSION)
         )
     )
 
@@ -420,24 +471,26 @@ def _first_of(run: Any) -> Any:
     first = Run.alias("first")
     return (
         first.select(first.run_id)
-        .where(first.session == run.session, first.status == literal(Status.PENDING))
+        .where(first.session == run.session, _is_pending(first, _OF_SESSION))
         .order_by(first.priority.desc(), first.created_at, first.run_id)
         .limit(SQL("1"))
     )
 
 
-def _is_marked(run: Any, mark: SQL) -> Any:
-    return (run.status == literal(Status.PENDING)) & (run.waiting == mark)
-
-
 def _is_stuck(run: Any) -> Any:
     """Marked as waiting though no other run of its session goes first."""
-    return _is_marked(run, SQL("1")) & ~_is_busy(run) & (run.run_id == _first_of(run))
+    return (
+        _is_pending(run, _OF_SESSION)
+        & (run.waiting == SQL("1"))
+        & ~_is_busy(run)
+        & (run.run_id == _first_of(run))
+    )
 
 
 def _is_ahead(run: Any) -> Any:
     """Not marked as waiting though another run of its session goes first."""
-    return _is_marked(run, SQL("0")) & (_is_busy(run) | (run.run_id != _first_of(run)))
+    is_unmarked = _is_pending(run) & (run.waiting == SQL("0"))
+    return is_unmarked & (_is_busy(run) | (run.run_id != _first_of(run)))
 
 
 STUCK: Final = Statement(lambda: Run.select(Run.run_id, Run.session).where(_is_stuck(Run)))
@@ -451,10 +504,8 @@ MARK: Final = Statement(
 
 
 def _forget_runners() -> Any:
-    owned = Run.select(SQL("1")).where(
-        Run.runner_id == Runner.runner_id, _is_one_of(Run.status, ACTIVE)
-    )
-    return Runner.delete().where(Runner.lease_until < hole("before"), ~fn.EXISTS(owned))
+    owned = Run.select(SQL("1")).where(Run.runner_id == Runner.runner_id, _is_active(Run))
+    return Runner.delete().where(Runner.lease_until < hole("before"), ~_exists(owned))
 
 
 FORGET_RUNNERS: Final = Statement(_forget_runners)
@@ -485,7 +536,7 @@ def _is_gone(run: Any) -> Any:
         Runner.runner_id == run.runner_id, Runner.lease_until > hole("now")
     )
     last_sign = fn.COALESCE(run.started_at, run.claimed_at, run.created_at)
-    return ~fn.EXISTS(alive) & (fn.EXISTS(registered) | (last_sign <= hole("lease_ago")))
+    return ~_exists(alive) & (_exists(registered) | (last_sign <= hole("lease_ago")))
 
 
 def _is_grace_over(run: Any) -> Any:
@@ -495,7 +546,7 @@ def _is_grace_over(run: Any) -> Any:
         Event.status == literal(Status.STOPPING),
         Event.at > hole("grace_ago"),
     )
-    return ~fn.EXISTS(recent)
+    return ~_exists(recent)
 
 
 def _is_never_started(run: Any) -> Any:
@@ -531,12 +582,12 @@ class Rescue:
 
     def _those(self, run: Any, condition: Any) -> Any:
         sources = MOVES[self.name].sources
-        return run.select(run.run_id).where(_is_one_of(run.status, sources), condition)
+        return run.select(run.run_id).where(_is_one_of(run, sources), condition)
 
     def _due(self, condition: Any) -> Any:
         due = Run.alias("due")
         query, session = _of_session(due)
-        query = query.where(_is_one_of(due.status, MOVES[self.name].sources), condition(due))
+        query = query.where(_is_one_of(due, MOVES[self.name].sources), condition(due))
         query = query.for_update(NO_KEY, of=(due, session), skip_locked=True)
         return Either(sqlite=condition(Run), postgres=(Run.run_id == _any_of(query)))
 
@@ -561,7 +612,7 @@ RESCUES: Final = (
 
 
 def _is_due() -> Any:
-    return (Run.status == literal(Status.PENDING)) & (Run.timeout_at <= hole("now"))
+    return _is_pending(Run) & (Run.timeout_at <= hole("now"))
 
 
 DUE: Final = Statement(
@@ -576,7 +627,7 @@ DUE: Final = Statement(
 def _expire() -> Any:
     some = Run.alias("some")
     is_due = (
-        (some.status == literal(Status.PENDING))
+        _is_pending(some)
         & (some.timeout_at <= hole("now"))
         & (demand_text(some) == hole("text"))
         & (some.waiting == hole("waiting"))
@@ -614,7 +665,7 @@ def _prune() -> Any:
     batch = (
         old.select(old.run_id)
         .where(
-            _is_one_of(old.status, TERMINAL),
+            _is_one_of(old, TERMINAL),
             # Nothing is completed before it is created: this bound is the index's.
             old.created_at < hole("before"),
             fn.COALESCE(old.completed_at, old.created_at) < hole("before"),
@@ -633,7 +684,7 @@ PRUNE: Final = Statement(_prune)
 
 def _delete_empty_session() -> Any:
     runs = Run.select(SQL("1")).where(Run.session == Session.session_id)
-    return Session.delete().where(Session.session_id == hole("session_id"), ~fn.EXISTS(runs))
+    return Session.delete().where(Session.session_id == hole("session_id"), ~_exists(runs))
 
 
 DELETE_EMPTY_SESSION: Final = Statement(_delete_empty_session)
@@ -642,13 +693,13 @@ DELETE_SESSION: Final = Statement(
 )
 ACTIVE_OF_SESSION: Final = Statement(
     lambda: Run.select(Run.run_id, Run.status, Run.runner_id).where(
-        Run.session == hole("session_id"), _is_one_of(Run.status, ACTIVE)
+        Run.session == hole("session_id"), _is_active(Run, _OF_SESSION)
     )
 )
 FIRST_OF_SESSION: Final = Statement(
     lambda: (
         Run.select(Run.run_id)
-        .where(Run.session == hole("session_id"), Run.status == literal(Status.PENDING))
+        .where(Run.session == hole("session_id"), _is_pending(Run, _OF_SESSION))
         .order_by(Run.priority.desc(), Run.created_at, Run.run_id)
         .limit(SQL("1"))
     )
@@ -669,7 +720,7 @@ STATUSES_OF_SESSION: Final = Statement(
 )
 AHEAD: Final = Statement(
     lambda: Run.select(fn.COUNT(SQL("*"))).where(
-        Run.status == literal(Status.PENDING),
+        _is_pending(Run),
         Run.waiting == SQL("0"),
         demand_text(Run) == hole("text"),
         (Run.priority > hole("priority"))

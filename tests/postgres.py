@@ -31,7 +31,8 @@ PASSWORD = "postgres"
 OPTIONS = {
     "fsync": "off",
     "full_page_writes": "off",
-    "synchronous_commit": "off",
+    # On, for otherwise what was acknowledged is lost when the server is killed.
+    "synchronous_commit": "on",
     "max_connections": "200",
     "shared_buffers": "32MB",
     "timezone": "UTC",
@@ -85,11 +86,8 @@ class Server:
             if self._lock is None:
                 self._create()
             argv = [*watched, self.bin / "postgres", "-D", self.directory / "data"]
-            argv += [
-                "-k",
-                self.directory,
-                *(f"--{name}={value}" for name, value in options.items()),
-            ]
+            argv += ["-k", self.directory]
+            argv += [f"--{name}={value}" for name, value in options.items()]
             with (self.directory / "log").open("ab") as log:
                 self._process = _popen(argv, log)
             wait_until(lambda: self.pid is None or self._is_ready(), timeout=3 * LONG)

@@ -115,18 +115,23 @@ INDEXES = {
     "idx_runs_status": "runs (status)",
     "idx_runs_runner_id": "runs (runner_id)",
     "idx_runs_status_created": "runs (status, created_at)",
-    # A claim seeks the oldest run of each demand text that its runner can serve.
+    # A claim seeks the oldest run of each demand text that its runner can serve. IS TRUE, or for
+    # the runs of a session IS NOT FALSE: the statements that are meant for an index repeat its
+    # condition, and in this form it fits no other.
     "idx_runs_ready": "runs (coalesce(demands, ''), priority DESC, created_at, run_id) "
-    "WHERE status = 'pending' AND waiting = 0",
+    "WHERE (status = 'pending') IS TRUE AND waiting = 0",
     "idx_runs_session_pending": "runs (session_id, priority DESC, created_at, run_id) "
-    "WHERE status = 'pending'",
-    "idx_runs_timeout": "runs (timeout_at) WHERE status = 'pending' AND timeout_at IS NOT NULL",
-    "idx_runs_owner": f"runs (runner_id) WHERE status IN {ACTIVE}",
+    "WHERE (status = 'pending') IS NOT FALSE",
+    "idx_runs_timeout": "runs (timeout_at) "
+    "WHERE (status = 'pending') IS TRUE AND timeout_at IS NOT NULL",
+    "idx_runs_owner": f"runs (runner_id) WHERE (status IN {ACTIVE}) IS TRUE",
     "idx_run_events_run_id": "run_events (run_id, event_id)",
     "idx_sessions_parent": "sessions (parent_session_id) WHERE parent_session_id IS NOT NULL",
 }
 # One active run a session: two agents on one conversation would fork its history.
-UNIQUE_INDEXES = {"idx_runs_one_active": f"runs (session_id) WHERE status IN {ACTIVE}"}
+UNIQUE_INDEXES = {
+    "idx_runs_one_active": f"runs (session_id) WHERE (status IN {ACTIVE}) IS NOT FALSE"
+}
 
 # A queue's rows die young: by the defaults a fifth of a large table must be dead before it is
 # vacuumed, and claims would step over all of them. Runners' rows change with every heartbeat;
@@ -144,11 +149,13 @@ STORAGE = (
 def function(name: str, returns: str, body: str) -> str:
     """Of the owner's rights, for a runner's role sees only a part of the rows.
 
-    The search path is fixed, or whoever calls it could put tables of their own before ours.
+    The search path is fixed, or whoever calls it could put tables of their own before ours. Plans
+    are kept as long as the connection, and what is best for an empty table is not for a full one.
     """
     return (
         f"CREATE FUNCTION {name} RETURNS {returns} LANGUAGE plpgsql SECURITY DEFINER "
-        f"SET search_path = pg_catalog, {{schema}}, pg_temp AS $$ {body} $$"
+        f"SET search_path = pg_catalog, {{schema}}, pg_temp "
+        f"SET enable_seqscan = off AS $$ {body} $$"
     )
 
 
@@ -164,19 +171,22 @@ ORDER_SESSION = """
         PERFORM 1 FROM sessions WHERE session_id = ordered FOR NO KEY UPDATE;
         may_go := NOT EXISTS (
             SELECT 1 FROM runs WHERE session_id = ordered
-            AND status IN ('claimed', 'running', 'stopping'));
+            AND (status IN ('claimed', 'running', 'stopping')) IS NOT FALSE);
         UPDATE runs SET waiting = 1
-            WHERE run_id = changed AND session_id = ordered AND status = 'pending' AND waiting = 0
+            WHERE run_id = changed AND session_id = ordered AND waiting = 0
+            AND (status || '') = 'pending'
             AND (NOT may_go OR run_id <> (
-                SELECT run_id FROM runs WHERE session_id = ordered AND status = 'pending'
+                SELECT run_id FROM runs WHERE session_id = ordered
+                AND (status = 'pending') IS NOT FALSE
                 ORDER BY priority DESC, created_at, run_id LIMIT 1));
         FOR one IN
-            SELECT run_id, waiting FROM runs WHERE session_id = ordered AND status = 'pending'
+            SELECT run_id, waiting FROM runs WHERE session_id = ordered
+            AND (status = 'pending') IS NOT FALSE
             ORDER BY priority DESC, created_at, run_id LIMIT 2
         LOOP
             IF (one.waiting = 0) <> may_go THEN
                 UPDATE runs SET waiting = CASE WHEN may_go THEN 0 ELSE 1 END
-                    WHERE run_id = one.run_id AND status = 'pending';
+                    WHERE run_id = one.run_id AND (status || '') = 'pending';
             END IF;
             may_go := false;
         END LOOP;
