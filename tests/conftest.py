@@ -112,12 +112,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 
 @pytest.fixture
-def postgres_url(tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty PostgreSQL database, for what only it can do."""
-    yield from _postgres_url(tmp_path)
-
-
-@pytest.fixture
 def clock() -> MovableClock:
     """The time of the queue, which stands still until it is moved."""
     return MovableClock()

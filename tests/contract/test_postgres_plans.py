@@ -16,10 +16,7 @@ WHOLE = {"COUNTS"}
 SMALL = ("runners", "daemons")
 
 
-@pytest.fixture(params=["postgres"])
-def database_url(request: pytest.FixtureRequest, postgres_url: str) -> str:
-    """The URL of an empty PostgreSQL database."""
-    return postgres_url
+pytestmark = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 
 
 def every_statement() -> Iterator[tuple[str, Statement]]:
@@ -38,7 +35,11 @@ def every_statement() -> Iterator[tuple[str, Statement]]:
 
 STATEMENTS = {name: one for name, one in every_statement() if not name.startswith("INSERT_")}
 VALUES = {
-    "texts": [""], "session_ids": ["ses_a"], "limit": 10, "priority": 0, "waiting": 0,
+    "texts": [""],
+    "session_ids": ["ses_a"],
+    "limit": 10,
+    "priority": 0,
+    "waiting": 0,
     "lease": 1.0,
 }
 

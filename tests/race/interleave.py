@@ -1,0 +1,129 @@
+"""All orders in which the database calls of two callers can follow each other.
+
+Each caller is a thread with a queue of its own. Before every call to the database it stops and
+waits for its turn; an order says whose turn is next. A call that waits for a lock of the other
+does not come back: the turn goes on without it, as on a real machine.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import Any
+
+from runqueue import Queue
+from tests.helpers import LONG
+
+BLOCKED = 0.02
+"""Seconds after which a call that has not come back waits for a lock; a call takes 1 ms."""
+AGAIN = 0.001
+"""Seconds that a call which waited for a lock is given to come back, when its turn is next."""
+CALLS = ("begin", "commit", "rollback", "execute_sql")
+
+
+class Caller:
+    """One of the two: a function, called step by step on a queue of its own."""
+
+    def __init__(self, queue: Queue, function: Callable[[Queue], Any]) -> None:
+        self.queue = queue
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.steps = 0
+        self._function = function
+        self._may_go = threading.Semaphore(0)
+        self._is_free = False
+        self._arrived = threading.Event()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._call, name="test-caller", daemon=True)
+        self._ours = threading.local()
+
+    def start(self) -> None:
+        for name in CALLS:
+            self._guard(name)
+        self._thread.start()
+        self._await()
+
+    def _guard(self, name: str) -> None:
+        database = self.queue.database
+        real = getattr(type(database), name)
+
+        def stepwise(*args: Any, **kwargs: Any) -> Any:
+            nested = getattr(self._ours, "nested", True)
+            if nested:  # by another thread of the queue, or within a call that has its turn
+                return real(database, *args, **kwargs)
+            self._pause()
+            self._ours.nested = True
+            try:
+                return real(database, *args, **kwargs)
+            finally:
+                self._ours.nested = False
+
+        setattr(database, name, stepwise)
+
+    def _pause(self) -> None:
+        self._arrived.set()
+        if not self._is_free:
+            assert self._may_go.acquire(timeout=3 * LONG), "its turn never came"
+
+    def _call(self) -> None:
+        self._ours.nested = False
+        try:
+            self.result = self._function(self.queue)
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.error = error
+        finally:
+            self._ours.nested = True
+            self.queue.close()
+            self._is_over.set()
+            self._arrived.set()
+
+    def step(self) -> None:
+        """Let the caller make one call, if it is waiting for its turn."""
+        if self._is_over.is_set() or not self._arrived.wait(AGAIN):
+            return
+        self.steps += 1
+        self._arrived.clear()
+        self._may_go.release()
+        self._await()
+
+    def _await(self) -> None:
+        self._arrived.wait(BLOCKED)
+
+    def finish(self) -> None:
+        """Let the caller go on by itself."""
+        self._is_free = True
+        self._may_go.release()
+
+    def join(self) -> None:
+        assert self._is_over.wait(3 * LONG), "two callers wait for each other for ever"
+        for name in CALLS:
+            delattr(self.queue.database, name)
+
+
+def run(callers: list[Caller], order: tuple[int, ...]) -> None:
+    """Let the callers go in an order, and then to their ends."""
+    for caller in callers:
+        caller.start()
+    for turn in order:
+        callers[turn].step()
+    for caller in callers:
+        caller.finish()
+    for caller in callers:
+        caller.join()
+
+
+def orders(first: int, second: int) -> Iterator[tuple[int, ...]]:
+    """Every order of so many steps of the first caller and of the second."""
+    for chosen in combinations(range(first + second), first):
+        yield tuple(0 if place in chosen else 1 for place in range(first + second))
+
+
+def steps_of(queue: Queue, function: Callable[[Queue], Any]) -> int:
+    """Return how many calls a caller makes when it is alone."""
+    caller = Caller(queue, function)
+    caller.start()
+    while not caller._is_over.is_set():
+        caller.step()
+    caller.join()
+    return caller.steps
