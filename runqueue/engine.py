@@ -8,7 +8,7 @@ made when the statement is compiled.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -123,6 +123,8 @@ class Engine(ABC):
             f"{self.url} is no file to copy; back it up with pg_dump, or as its host does"
         )
 
+    own_columns: ClassVar[frozenset[str]] = frozenset()
+    """Columns of ours that no model has: what they say is true of this one database."""
     unstorable: ClassVar[str] = ""
     """A character that no text of the database can have."""
 
@@ -135,7 +137,7 @@ class Engine(ABC):
         """Let others only read until the transaction ends, which may take minutes."""
 
     @abstractmethod
-    def rows(self, select: str) -> Iterator[tuple[Any, ...]]:
+    def rows(self, select: str) -> Generator[tuple[Any, ...], None, None]:
         """Yield the rows of a query, which has no parameters, and hold only a few at a time."""
 
     @abstractmethod
@@ -145,8 +147,8 @@ class Engine(ABC):
         """Add rows to a table, as many as there are; `insert` adds one, with a parameter each."""
 
     @abstractmethod
-    def without_triggers(self, tables: Sequence[str]) -> AbstractContextManager[None]:
-        """Within a transaction: fire no trigger of these tables meanwhile."""
+    def in_bulk(self, tables: Sequence[str]) -> AbstractContextManager[None]:
+        """Within a transaction: meanwhile fire no trigger of these tables, which are refilled."""
 
     @abstractmethod
     def count_on(self) -> None:

@@ -23,7 +23,14 @@ from runqueue import claims, clock, demands, incarnation, statements, sweeper
 from runqueue.claims import Claim
 from runqueue.database import Store
 from runqueue.demands import Capabilities
-from runqueue.errors import InvalidRun, RunnerConflict, RunqueueError, StorageBusy, StorageError
+from runqueue.errors import (
+    ConfigurationError,
+    InvalidRun,
+    RunnerConflict,
+    RunqueueError,
+    StorageBusy,
+    StorageError,
+)
 from runqueue.models import Runner as RunnerRow
 from runqueue.settings import BEATS_PER_LEASE, Settings
 from runqueue.signals import on_ending
@@ -308,6 +315,12 @@ class Runner:
                     if failing:
                         log.warning("runner %s: the heartbeat is back", self.runner_id)
                     failing = False
+                except ConfigurationError as error:
+                    # It was moved, or is not ours any more: that will not pass by itself.
+                    log.error("runner %s ends: %s", self.runner_id, error)
+                    self._end_agents()
+                    self.drain()
+                    return
                 except Exception as error:
                     # A failed beat says nothing about ownership; only the lease's end does.
                     if not failing:

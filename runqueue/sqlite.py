@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
@@ -260,15 +260,19 @@ class Sqlite(engine.Engine):
     def keep_writers_out(self) -> None:
         """IMMEDIATE does."""
 
-    def rows(self, select: str) -> Iterator[tuple[Any, ...]]:
+    def rows(self, select: str) -> Generator[tuple[Any, ...], None, None]:
         yield from self.database.execute_sql(select)
 
     def fill(
-        self, table: str, columns: Sequence[str], insert: str, rows: Iterable[tuple[Any, ...]]
+        self,
+        table: str,  # noqa: ARG002 - in `insert`, as the columns are
+        columns: Sequence[str],  # noqa: ARG002
+        insert: str,
+        rows: Iterable[tuple[Any, ...]],
     ) -> None:
         connection = self.database.connection()
-        # Rows come in the order of one index and go into ten; of those, the default of 2 MB holds
-        # too little: each page would be written and read again for every few rows.
+        # Of the index of the keys, which come in no order when they were made elsewhere, and of
+        # the rows' parents the default of 2 MB holds too little.
         connection.execute("PRAGMA cache_size = -65536")
         try:
             connection.executemany(insert, rows)
@@ -276,16 +280,19 @@ class Sqlite(engine.Engine):
             connection.execute("PRAGMA cache_size = -2000")
 
     @contextmanager
-    def without_triggers(self, tables: Sequence[str]) -> Iterator[None]:
+    def in_bulk(self, tables: Sequence[str]) -> Iterator[None]:
         database = self.database
         # A session may stand before its parent; what is missing is found by the commit.
         database.execute_sql("PRAGMA defer_foreign_keys = ON")
-        triggers = database.execute_sql(_TRIGGERS, (self.as_list(tables),)).fetchall()
-        for drop, _ in triggers:
+        dropped = database.execute_sql(_BURDENS, (self.as_list(tables),)).fetchall()
+        for drop, _ in dropped:
             database.execute_sql(drop)
         yield
-        for _, create in triggers:
+        # An index that is made of millions of rows is sorted in files, not in memory.
+        database.execute_sql("PRAGMA temp_store = file")
+        for _, create in dropped:
             database.execute_sql(create)
+        database.execute_sql("PRAGMA temp_store = memory")
 
     def count_on(self) -> None:
         """The next number is always the largest one and 1."""
@@ -333,6 +340,8 @@ class Sqlite(engine.Engine):
         text = str(error)
         if text.startswith(engine.MOVED):
             return errors.ConfigurationError(f"{self.url} was {text}")
+        if "UNIQUE constraint failed: runs.session_id" in text:
+            return engine.SessionTaken("another run of the session has become active; try again")
         code = getattr(error, "sqlite_errorname", None) or next(
             (code for part, code in _BY_MESSAGE.items() if part in text), ""
         )
@@ -358,9 +367,12 @@ def open_url(url: str, *, busy_timeout: float, create: bool) -> Sqlite:
 
 # SQL that names what is known only now is put together by SQLite itself, which quotes it: %w a
 # name within its quotes, %Q a text with them.
-_TRIGGERS: Final = """
-    SELECT printf('DROP TRIGGER "%w"', name), sql FROM sqlite_master
-    WHERE type = 'trigger' AND lower(tbl_name) IN (SELECT value FROM json_each(?))"""
+# Triggers, and indexes, which are made in half the time when all rows are there; those of sessions
+# stay, for they find the children of a parent that comes late.
+_BURDENS: Final = """
+    SELECT printf('DROP %s "%w"', type, name), sql FROM sqlite_master
+    WHERE (type = 'trigger' OR type = 'index' AND sql IS NOT NULL AND lower(tbl_name) <> 'sessions')
+    AND lower(tbl_name) IN (SELECT value FROM json_each(?))"""
 _IS_CLOSED: Final = "SELECT 1 FROM sqlite_master WHERE type = 'view' AND name = 'runqueue_closing'"
 _CLOSING: Final = "SELECT sentence, place, token FROM runqueue_closing"
 # A view of constants: what is no row, no writer can change.

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from peewee import JOIN, SQL, NodeList, Select, Value, fn
+from peewee import JOIN, SQL, Case, NodeList, Select, Value, fn
 
 from runqueue.database import Hole, Statement
 from runqueue.engine import Either
@@ -73,7 +73,12 @@ def _is_still(run: Any, statuses: Iterable[Status]) -> Any:
 
 def demand_text(run: Any) -> Any:
     """The demands of a run as one comparable text: the key of the index of ready runs."""
-    return fn.COALESCE(run.demands, SQL("''"))
+    # PostgreSQL holds COALESCE for something that may tell others what it is given. Under
+    # row-level security it would come after the policy, and no index could answer it.
+    return Either(
+        sqlite=fn.COALESCE(run.demands, SQL("''")),
+        postgres=Case(None, [(run.demands.is_null(), SQL("''"))], run.demands),
+    )
 
 
 def insert(model: type[Row], *columns: str) -> Statement:
@@ -111,10 +116,9 @@ def _any_of(query: Any) -> Any:
     return fn.ANY(fn.ARRAY(query))
 
 
-def _of_session(run: Any, *columns: Any) -> Any:
-    """Select from runs, with the session of each beside it, to be locked."""
+def _with_session(query: Any, run: Any) -> Any:
+    """The query with the session of each run beside it, and that session, to be locked."""
     session = Session.alias("session")
-    query = run.select(*(columns or (run.run_id,)))
     # From the run to its session: a planner that believes sessions to be few would begin there.
     key = NodeList((run.session, SQL("|| ''")), parens=True)
     return query.join(session, on=(session.session_id == key)), session
@@ -130,8 +134,9 @@ def _exists(query: Any) -> Any:
 
 def this_run() -> Any:
     """The run of the hole `run_id`; where rows are locked, with its session locked first."""
-    query, session = _of_session(Run.alias("this"))
-    query = query.where(SQL('"this"."run_id"') == hole("run_id")).for_update(NO_KEY, of=session)
+    this = Run.alias("this")
+    query, session = _with_session(this.select(this.run_id), this)
+    query = query.where(this.run_id == hole("run_id")).for_update(NO_KEY, of=session)
     return Run.run_id == Either(sqlite=hole("run_id"), postgres=query)
 
 
@@ -274,10 +279,11 @@ def _first_unlocked(depth: SQL) -> Any:
         .join(first, JOIN.LATERAL, on=SQL("true"))
         .alias("candidate")
     )
-    query, session = _of_session(run)
+    # In this order, for it is the one in which they are joined: the candidates first.
+    query = Select((candidates,), (run.run_id,)).join(run, on=(run.run_id == candidates.c.run_id))
+    query, session = _with_session(query, run)
     return (
-        query.join(candidates, on=(candidates.c.run_id == run.run_id))
-        .where(_is_still_ready(run))
+        query.where(_is_still_ready(run))
         .order_by(candidates.c.priority.desc(), candidates.c.created_at, candidates.c.run_id)
         .limit(hole("limit"))
         .for_update(NO_KEY, of=(run, session), skip_locked=True)
@@ -493,6 +499,8 @@ def _is_ahead(run: Any) -> Any:
     return is_unmarked & (_is_busy(run) | (run.run_id != _first_of(run)))
 
 
+HEAL: Final = Statement(lambda: Select(columns=(fn.runqueue_heal(),)))
+"""All of the following at once, where rows are locked; returns how many runs were wrong."""
 STUCK: Final = Statement(lambda: Run.select(Run.run_id, Run.session).where(_is_stuck(Run)))
 AHEAD_OF_TURN: Final = Statement(lambda: Run.select(Run.run_id, Run.session).where(_is_ahead(Run)))
 UNMARK: Final = Statement(
@@ -586,7 +594,7 @@ class Rescue:
 
     def _due(self, condition: Any) -> Any:
         due = Run.alias("due")
-        query, session = _of_session(due)
+        query, session = _with_session(due.select(due.run_id), due)
         query = query.where(_is_one_of(due, MOVES[self.name].sources), condition(due))
         query = query.for_update(NO_KEY, of=(due, session), skip_locked=True)
         return Either(sqlite=condition(Run), postgres=(Run.run_id == _any_of(query)))
@@ -632,7 +640,7 @@ def _expire() -> Any:
         & (demand_text(some) == hole("text"))
         & (some.waiting == hole("waiting"))
     )
-    query, session = _of_session(some)
+    query, session = _with_session(some.select(some.run_id), some)
     batch = Either(
         sqlite=Run.run_id.in_(some.select(some.run_id).where(is_due).limit(hole("limit"))),
         postgres=Run.run_id

@@ -67,14 +67,19 @@ def heal(store: Store) -> int:
     The triggers keep that right, but for a run that an INSERT OR REPLACE took away, and for
     statuses that somebody wrote by hand while the session changed elsewhere.
     """
+    if store.engine.locks_rows:
+        with store.transaction():
+            healed = int(store.run(statements.HEAL)[0][0])
+            if healed:
+                store.wake((Wake.WORK,))
+        return healed
     healed = 0
     for find, mend in (
         (statements.AHEAD_OF_TURN, statements.MARK),
         (statements.STUCK, statements.UNMARK),
     ):
-        for run_id, session_id in store.run(find):
+        for run_id, _ in store.run(find):
             with store.transaction():
-                store.lock(statements.LOCK_SESSION, session_id=session_id)
                 healed += store.change(mend, run_id=run_id)
                 store.wake((Wake.WORK,))
     return healed

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
+from runqueue import grants
 from runqueue.cli import render
 from runqueue.cli.base import Duration, db_option, open_queue
 from runqueue.errors import ConfigurationError, StorageDamaged
@@ -58,7 +63,7 @@ def prune(older_than: float) -> None:
 
 @click.group()
 def db() -> None:
-    """Make, upgrade, check and back up the database."""
+    """Make, upgrade, check, back up and move the database, and share it."""
 
 
 @db.command()
@@ -112,6 +117,102 @@ def backup(target: Path) -> None:
         target.unlink(missing_ok=True)
         raise
     render.echo(target)
+
+
+@db.command()
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.option(
+    "--wait", is_flag=True, help="Let all runners drain first, and wait until no run is active."
+)
+@click.option("--timeout", type=Duration(), help="How long --wait may take.  [default: forever]")
+def move(source: str, target: str, wait: bool, timeout: float | None) -> None:
+    """Move the whole queue to the empty database TO, whatever kind it is.
+
+    Both are URLs. The old database stays readable, and refuses every change from then on, so
+    that nobody goes on writing to the old place. Interrupted at any moment the queue is still
+    where it was, or the same command ends the move.
+    """
+    from runqueue import moving
+    from runqueue.queue import connect
+
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout is how long --wait may take; give both")
+    patience = None if not wait else math.inf if timeout is None else timeout
+    with connect(source, create=False) as old, connect(target) as new:
+        for column in moving.lost_columns(old.store):
+            render.echo(f"{column} is a column of another program; it stays behind", err=True)
+        with _progress() as report:
+            moving.move(old.store, new.store, patience=patience, report=report)
+        render.echo(f"moved to {new.store.url}; set RUNQUEUE_DB to it for all who use the queue")
+        render.echo(f"{old.store.url} can still be read, and refuses every change")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Any], None]]:
+    """Tell of a move's steps on standard error: as bars on a terminal, else line by line."""
+    told = ""
+
+    def tell(step: Any) -> None:
+        nonlocal told
+        is_done = step.table and step.done == step.total
+        line = _SAYS[step.name]
+        line += f" {step.table}: {step.total:,} rows" if step.table else ""
+        if line != told and (is_done or not step.table):
+            told = line
+            render.echo(line, err=True)
+
+    if not sys.stderr.isatty():
+        yield tell
+        return
+
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    with Progress(console=Console(stderr=True)) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def draw(step: Any) -> None:
+            name = f"{_SAYS[step.name]} {step.table}".strip()
+            if name not in tasks:
+                # What has no rows to count is done with when it is told.
+                tasks[name] = progress.add_task(name, total=step.total or 1)
+            done = step.done if step.total else 1
+            progress.update(tasks[name], completed=done)
+
+        yield draw
+
+
+_SAYS: Final = {
+    "drain": "waiting for active runs to end",
+    "copy": "copied",
+    "verify": "verified",
+    "commit": "committing",
+    "close": "closing the old database",
+    "open": "opening the new database",
+}
+
+
+@db.command(name="grants")
+@click.argument("role", type=click.Choice(grants.ROLES))
+@click.option(
+    "--to",
+    "name",
+    metavar="NAME",
+    show_default="runqueue_ROLE",
+    help="The PostgreSQL role; made, without a login, when there is none.",
+)
+def show_grants(role: str, name: str | None) -> None:
+    """Print the SQL that gives a PostgreSQL role the rights of ROLE.
+
+    The owner makes and upgrades the schema; an operator is a daemon, a caller or a person; a
+    runner claims and reports. Nothing is executed here: give it to psql, as a superuser.
+    """
+    try:
+        text = grants.sql(role, name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--to") from None
+    sys.stdout.write(text)
 
 
 @click.command()

@@ -99,11 +99,13 @@ def test_a_claim_seeks_ready_runs_and_the_rest_by_their_keys(queue: Queue, state
     if state == "analysed":
         execute_sql(queue, "ANALYZE")
     for statement in statements.CLAIMS.values():
-        used = [
-            match[1]
-            for line in plan_of(queue, statement)
-            if (match := re.search(r"Scan (?:using|on) (idx_\w+|\w+_pkey)", line))
-        ]
+        plan = plan_of(queue, statement)
+        used = []
+        for number, line in enumerate(plan):
+            if match := re.search(r"Scan (?:using|on) (idx_\w+|\w+_pkey)", line):
+                used.append(match[1])
+                # Without a condition it would read the index from one end to the other.
+                assert plan[number + 1].startswith("Index Cond"), plan
         assert set(used) == {"idx_runs_ready", "runs_pkey", "sessions_pkey"}, used
 
 

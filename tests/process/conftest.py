@@ -18,6 +18,7 @@ import pytest
 
 import runqueue
 from runqueue import Queue
+from tests.conftest import DATABASES
 
 ROOT = Path(runqueue.__file__).resolve().parent.parent
 LONG = 20.0
@@ -106,9 +107,10 @@ def path(place: Path) -> Path:
     return place / "queue.db"
 
 
-@pytest.fixture
-def url(path: Path) -> str:
-    return f"sqlite:///{path}"
+@pytest.fixture(params=list(DATABASES))
+def url(request: pytest.FixtureRequest, place: Path) -> Iterator[str]:
+    """The URL of an empty database, of each kind."""
+    yield from DATABASES[request.param](place)
 
 
 @pytest.fixture
@@ -118,11 +120,44 @@ def queue(url: str) -> Iterator[Queue]:
         yield queue
 
 
-@pytest.fixture
-def other(queue: Queue, path: Path) -> Iterator[sqlite3.Connection]:
+class Other:
     """Another program's connection to the database, which commits each statement."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    with contextlib.closing(connection):
+
+    def __init__(self, url: str) -> None:
+        self._mark = "?"
+        if url.startswith("sqlite"):
+            path = url.removeprefix("sqlite:///")
+            self._connection: Any = sqlite3.connect(path, isolation_level=None)
+        else:
+            import psycopg
+
+            self._mark = "%s"
+            self._connection = psycopg.connect(url, autocommit=True)
+
+    def execute(self, sql: str, parameters: tuple[Any, ...] = ()) -> Any:
+        """Execute portable SQL, with `?` for each parameter; return the cursor."""
+        return self._connection.execute(sql.replace("?", self._mark), parameters)
+
+    def keep_writers_out(self) -> None:
+        """Begin a transaction that lets nobody write."""
+        if self._mark == "?":
+            self._connection.execute("BEGIN IMMEDIATE")
+        else:
+            self._connection.execute("BEGIN")
+            self._connection.execute("LOCK TABLE runs, sessions, runners, daemons IN SHARE MODE")
+
+    def let_writers_in(self) -> None:
+        """End it."""
+        self._connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.fixture
+def other(queue: Queue, url: str) -> Iterator[Other]:
+    """Another program's connection, to the database as it was made."""
+    with contextlib.closing(Other(url)) as connection:
         yield connection
 
 
@@ -170,7 +205,7 @@ def start_daemon(
 
 @pytest.fixture
 def start_runner(
-    start: Callable[..., Process], other: sqlite3.Connection, until: Callable[..., None]
+    start: Callable[..., Process], other: Other, until: Callable[..., None]
 ) -> Callable[..., Process]:
     """Starts a runner with an id and returns when it is registered."""
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from runqueue import Queue, clock
+from runqueue import Queue, clock, reading
+from tests.process.conftest import Other
 
 ENDS_WITHIN = 5.0
 """Seconds within which a daemon promises to end."""
@@ -34,6 +34,7 @@ def test_a_run_is_expired_within_a_second_of_its_timeout(
     assert run.error == "expired: no runner is alive"
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_failing_sweep_is_told_once_and_so_is_its_recovery(
     queue: Queue,
     start_daemon: Callable[..., Any],
@@ -61,6 +62,7 @@ def test_a_failing_sweep_is_told_once_and_so_is_its_recovery(
     assert process.end_within(signal.SIGTERM, ENDS_WITHIN) == 0
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_failing_sweep_leaves_no_empty_database_behind(
     queue: Queue, start_daemon: Callable[..., Any], until: Callable[..., None], path: Path
 ) -> None:
@@ -77,7 +79,7 @@ def test_a_failing_sweep_leaves_no_empty_database_behind(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_at_once(
-    queue: Queue, start_daemon: Callable[..., Any], other: sqlite3.Connection, number: int
+    queue: Queue, start_daemon: Callable[..., Any], other: Other, number: int
 ) -> None:
     """Exit code 0 within a second, and it has signed off."""
     process = start_daemon()
@@ -95,32 +97,32 @@ def test_a_signal_ends_it_at_once(
 def test_a_signal_ends_it_in_time_while_a_writer_holds_the_lock(
     queue: Queue,
     start_daemon: Callable[..., Any],
-    other: sqlite3.Connection,
+    other: Other,
     until: Callable[..., None],
     number: int,
     is_due: bool,
 ) -> None:
     """Within five seconds, also when its sweep has only begun to wait for the other writer."""
     process = start_daemon("--interval", "0.2")
-    other.execute("BEGIN IMMEDIATE")
+    other.keep_writers_out()
     try:
         if is_due:
             # The lock's holder itself makes the run that the next sweep wants to expire.
-            other.execute("ROLLBACK")
+            other.let_writers_in()
             run = queue.enqueue("x", timeout=0.2)
-            other.execute("BEGIN IMMEDIATE")
+            other.keep_writers_out()
             assert run.timeout_at is not None
             due = clock.shift(run.timeout_at, 0.4)
             until(lambda: queue.now() > due)
         assert process.end_within(number, ENDS_WITHIN) == 0
     finally:
-        other.execute("ROLLBACK")
+        other.let_writers_in()
     assert "Traceback" not in process.log
     assert "apscheduler" not in process.log  # that ticks were skipped is nobody's business
 
 
 def test_ended_at_any_moment_it_leaves_no_traceback(
-    queue: Queue, start: Callable[..., Any], other: sqlite3.Connection
+    queue: Queue, start: Callable[..., Any], other: Other
 ) -> None:
     """Ten starts, each ended at another moment of its start or its work."""
     moments = random.Random(20261124)
@@ -134,13 +136,13 @@ def test_ended_at_any_moment_it_leaves_no_traceback(
         assert code == 0 or " sweeps " not in process.log
         assert "Traceback" not in process.log
         assert "ERROR" not in process.log
-    assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert reading.problems(queue.store) == []
 
 
 def test_two_daemons_expire_each_run_once(
     queue: Queue,
     start_daemon: Callable[..., Any],
-    other: sqlite3.Connection,
+    other: Other,
     until: Callable[..., None],
 ) -> None:
     """One failed event a run, and neither daemon complains."""
@@ -159,7 +161,7 @@ def test_two_daemons_expire_each_run_once(
 def test_a_killed_daemon_loses_nothing(
     queue: Queue,
     start_daemon: Callable[..., Any],
-    other: sqlite3.Connection,
+    other: Other,
     until: Callable[..., None],
 ) -> None:
     """Another one goes on where it was killed, in the middle of a stream of expiries."""
@@ -174,10 +176,11 @@ def test_a_killed_daemon_loses_nothing(
     until(lambda: len(queue.find(status="failed")) == 200)
     sql = "SELECT run_id, count(*) FROM run_events WHERE status = 'failed' GROUP BY run_id"
     assert [count for _, count in other.execute(sql)] == [1] * 200
-    assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert reading.problems(queue.store) == []
 
 
 @pytest.mark.parametrize("kind", ["text", "url", "directory"])
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_bad_database_is_78(start: Callable[..., Any], path: Path, kind: str) -> None:
     """At once, with one sentence, so that systemd need not start it again and again."""
     url = f"sqlite:///{path}"

@@ -13,6 +13,7 @@ import pytest
 
 
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="the demonstration needs setsid")
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_the_demonstration_shows_that_every_promise_was_kept(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:

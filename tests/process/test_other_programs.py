@@ -12,9 +12,10 @@ import pytest
 
 from runqueue import Queue
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("sqlite3") is None, reason="the sqlite3 shell is not installed"
-)
+pytestmark = [
+    pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the sqlite3 shell is missing"),
+    pytest.mark.parametrize("url", ["sqlite"], indirect=True),
+]
 
 SESSION = """
     INSERT INTO sessions (session_id, created_at) VALUES ('{0}', '2025-01-01T00:00:00Z');

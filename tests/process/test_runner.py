@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any
 import pytest
 
 from runqueue import Queue
+from tests.helpers import execute_sql
+from tests.process.conftest import Other
 
 REPORT = (
     "import json, os, sys; "
@@ -170,7 +171,7 @@ def test_a_signal_drains_it(
     queue: Queue,
     start_runner: Callable[..., Any],
     slow: Callable[[], Any],
-    other: sqlite3.Connection,
+    other: Other,
     until: Callable[..., None],
     number: int,
 ) -> None:
@@ -214,7 +215,7 @@ runner.main()
 
 
 def test_a_signal_finds_a_registered_runner_ready_for_it(
-    environment: dict[str, str], url: str, other: sqlite3.Connection, until: Callable[..., None]
+    environment: dict[str, str], url: str, other: Other, until: Callable[..., None]
 ) -> None:
     """From the moment it can be seen it signs off: no dead runner is left for a lease."""
     argv = [sys.executable, "-c", SLOW_START, "--db", url, "--", "sh"]
@@ -306,7 +307,7 @@ def test_the_runs_of_a_killed_runner_are_resolved_within_a_lease(
     start_daemon: Callable[..., Any],
     start_runner: Callable[..., Any],
     has_status: Callable[..., Any],
-    other: sqlite3.Connection,
+    other: Other,
     users: Callable[[str], list[Any]],
     token: str,
     until: Callable[..., None],
@@ -415,23 +416,24 @@ def test_a_report_waits_for_a_busy_database(
     queue: Queue,
     start_runner: Callable[..., Any],
     has_status: Callable[..., Any],
-    other: sqlite3.Connection,
+    other: Other,
     slow: Callable[[], Any],
     until: Callable[..., None],
 ) -> None:
     """A writer that holds the lock for long delays a report; it does not lose it."""
     process = start_runner("alpha")
     run_id, let_go = slow()
-    other.execute("BEGIN IMMEDIATE")
+    other.keep_writers_out()
     let_go()
     began = time.monotonic()
     until(lambda: time.monotonic() - began > 1.0)
     assert queue.get(run_id).status == "running"
-    other.execute("ROLLBACK")
+    other.let_writers_in()
     assert has_status(run_id, "completed").result == "done\n"
     assert process.is_alive
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_database_that_goes_away_and_comes_back_is_survived(
     queue: Queue,
     start_runner: Callable[..., Any],
@@ -483,9 +485,8 @@ def test_four_runners_execute_every_run_exactly_once(
         assert "Traceback" not in process.log
         assert " ERROR " not in process.log
     sql = "SELECT count(*) FROM run_events WHERE status = ?"
-    with queue.store.transaction():
-        counts = {
-            status: queue.database.execute_sql(sql, (status,)).fetchone()[0]
-            for status in ("pending", "claimed", "running", "completed")
-        }
+    counts = {
+        status: execute_sql(queue, sql, status)[0][0]
+        for status in ("pending", "claimed", "running", "completed")
+    }
     assert counts == dict.fromkeys(counts, 400)

@@ -19,13 +19,13 @@ PACKAGE = ROOT / "runqueue"
 
 ROWS = (
     ("_version", "errors", "signals"),
-    ("states", "clock", "ids", "demands", "settings", "incarnation", "bell"),
+    ("states", "clock", "ids", "demands", "settings", "incarnation", "bell", "grants"),
     (
         *("engine", "sqlite", "postgres", "doorbell", "database", "schema", "models", "statements"),
         *("migrations", "migrations.sqlite", "migrations.sqlite.0001_initial"),
         *("migrations.postgres", "migrations.postgres.0001_initial"),
     ),
-    ("moves", "enqueue", "claims", "sweeper", "why", "wake", "reading", "retention"),
+    ("moves", "enqueue", "claims", "sweeper", "why", "wake", "reading", "retention", "moving"),
     ("supervise", "executor", "runner", "slots"),
     ("queue",),
     ("daemon", "demo"),
@@ -42,7 +42,7 @@ ALONE = ("supervise", "signals", "_version", "errors", "states", "clock")
 
 TABLES = set(ROWS[2]) - {"doorbell"}
 FENCES = {
-    "peewee": TABLES | {"queue", "reading"},
+    "peewee": TABLES | {"queue", "reading", "moving"},
     "psycopg": {"postgres", "doorbell"},
     "playhouse": TABLES,
     "apscheduler": {"daemon"},

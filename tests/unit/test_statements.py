@@ -81,7 +81,7 @@ PLANS = {
 
 ONLY_WHERE_ROWS_ARE_LOCKED = {
     *("LOCK_SESSIONS", "LOCK_SESSIONS_TO_DELETE", "LOCK_SESSION_OF_RUN"),
-    "LOCK_SESSIONS_OF_RUNNER",
+    *("LOCK_SESSIONS_OF_RUNNER", "HEAL"),
 }
 """Statements that SQLite does not know: a writer is alone there."""
 
