@@ -94,7 +94,7 @@ def db_option(command: F) -> F:
         "--db",
         metavar="URL",
         envvar="RUNQUEUE_DB",
-        help="The database, sqlite:///PATH. [env: RUNQUEUE_DB]",
+        help="The database: sqlite:///PATH or postgresql://HOST/NAME. [env: RUNQUEUE_DB]",
         callback=_keep_db,
         expose_value=False,
     )(command)

@@ -9,8 +9,8 @@ import pytest
 
 from runqueue import settings
 from runqueue.database import open_store
-from runqueue.errors import ConfigurationError
 from runqueue.engine import without_password
+from runqueue.errors import ConfigurationError
 
 
 @pytest.fixture
