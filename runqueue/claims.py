@@ -20,7 +20,7 @@ from typing import Any, Final
 from runqueue import demands, moves, statements, sweeper
 from runqueue.database import Store
 from runqueue.demands import Capabilities
-from runqueue.engine import SessionTaken
+from runqueue.engines.base import SessionTaken
 from runqueue.enqueue import lock_sessions
 from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
 from runqueue.models import Run

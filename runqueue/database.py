@@ -1,7 +1,8 @@
 """An open database as everything above sees it: a `Store`.
 
 Transactions that write from their first statement, statements that are compiled once, errors of
-our own types. What differs between databases is behind `engine`.
+our own types. What differs between databases is behind
+`engines`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 
 import peewee
 
-from runqueue import errors, postgres, sqlite
-from runqueue.engine import Engine
+from runqueue import errors
+from runqueue.engines import postgres, sqlite
+from runqueue.engines.base import Engine
 from runqueue.states import Wake
 
 

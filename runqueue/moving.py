@@ -19,7 +19,7 @@ from peewee import SQL, fn
 
 from runqueue import reading, retention, statements
 from runqueue.database import Statement, Store
-from runqueue.engine import FILLED_FROM, MOVED_TO, Closing
+from runqueue.engines.base import FILLED_FROM, MOVED_TO, Closing
 from runqueue.errors import (
     ConfigurationError,
     IllegalMove,
@@ -69,7 +69,7 @@ def lost_columns(source: Store) -> list[str]:
     with _looking(source):
         for model in ORDER:
             table = model._meta.table_name
-            known = {*_columns(model), *source.engine.own_columns}
+            known = {*_columns(model), *source.engine.transfer.own_columns}
             there = [column.name for column in source.database.get_columns(table)]
             found += [f"{table}.{name}" for name in there if name not in known]
     return found
@@ -102,7 +102,7 @@ def move(
         if patience is not None:
             _drain(source, deadline, report)
         with source.transaction():
-            source.engine.keep_writers_out()
+            source.engine.transfer.keep_writers_out()
             _refuse_closed(source)
             active = _active(source)
             if active is None:
@@ -125,7 +125,8 @@ def move(
 def _refuse_same(source: Store, target: Store) -> None:
     with _looking(source), _looking(target):
         kinds = source.engine.name, target.engine.name
-        same = kinds[0] == kinds[1] and source.engine.identity() == target.engine.identity()
+        ids = [store.engine.transfer.identity() for store in (source, target)]
+        same = kinds[0] == kinds[1] and ids[0] == ids[1]
     if same:
         raise ConfigurationError(f"{target.url} is the database that is to be moved")
 
@@ -144,7 +145,7 @@ def _looking(store: Store) -> Iterator[None]:
 
 def _closing(store: Store) -> Closing | None:
     with _looking(store):
-        return store.engine.closing()
+        return store.engine.transfer.closing()
 
 
 def _is_only_to_be_opened(source: Store, target: Store) -> bool:
@@ -184,14 +185,14 @@ def _refuse_full(source: Store, target: Store) -> bool:
 
 def _close_to_changes(store: Store, why: Closing) -> None:
     with store.translated_errors():
-        store.engine.close_to_changes(TABLES, why)
+        store.engine.transfer.close_to_changes(TABLES, why)
     store.wake(Wake)
 
 
 def _open_to_changes(target: Store, report: Report) -> None:
     report(Step("open"))
     with target.transaction():
-        target.engine.open_to_changes(TABLES)
+        target.engine.transfer.open_to_changes(TABLES)
         target.wake(Wake)
 
 
@@ -232,16 +233,16 @@ def _drain(source: Store, deadline: float, report: Report) -> None:
 def _copy(source: Store, target: Store, token: str, report: Report) -> list[Copied]:
     """Fill the target, and commit it closed to changes."""
     with target.transaction():
-        target.engine.keep_writers_out()
+        target.engine.transfer.keep_writers_out()
         if _refuse_full(source, target):
-            target.engine.open_to_changes(TABLES)
+            target.engine.transfer.open_to_changes(TABLES)
         copied = []
-        with target.engine.in_bulk(TABLES):
+        with target.engine.transfer.in_bulk(TABLES):
             for model in reversed(ORDER):
                 _empty(target, model)
             for model in ORDER:
                 copied.append(_copy_table(source, target, model, report))
-        target.engine.count_on()
+        target.engine.transfer.count_on()
         for one, model in zip(copied, ORDER, strict=True):
             _verify(target, model, one, report)
         why = f"{FILLED_FROM}{source.url} by a move that has not ended; run the same db move again"
@@ -315,10 +316,10 @@ def _copy_table(source: Store, target: Store, model: type[Row], report: Report) 
 
     def read() -> Generator[tuple[Any, ...], None, None]:
         # What goes wrong in here is the source's, and what goes wrong around it the target's.
-        with source.translated_errors(), closing(source.engine.rows(select)) as rows:
+        with source.translated_errors(), closing(source.engine.transfer.rows(select)) as rows:
             yield from rows
 
-    bad = target.engine.unstorable
+    bad = target.engine.transfer.unstorable
     shown = repr(bad)[1:-1]
 
     def look(text: str, row: tuple[Any, ...]) -> None:
@@ -331,7 +332,7 @@ def _copy_table(source: Store, target: Store, model: type[Row], report: Report) 
         closing(read()) as rows,
         closing(total_sum.of(rows, look if bad else None)) as counted,
     ):
-        target.engine.fill(table, columns, insert, counted)
+        target.engine.transfer.fill(table, columns, insert, counted)
     return Copied(table, total_sum.rows, total_sum.checksum)
 
 
@@ -353,7 +354,7 @@ def _verify(target: Store, model: type[Row], copied: Copied, report: Report) -> 
     report(Step("verify", copied.table, 0, copied.rows))
     found = _Sum(lambda done: report(Step("verify", copied.table, done, copied.rows)))
     select = _select(model).compile(target.database).sql
-    with target.translated_errors(), closing(target.engine.rows(select)) as rows:
+    with target.translated_errors(), closing(target.engine.transfer.rows(select)) as rows:
         for _ in found.of(rows):
             pass
     if found.rows != copied.rows:

@@ -14,7 +14,7 @@ from playhouse.migrations import MigrationError
 from playhouse.migrations import Runner as MigrationRunner
 
 from runqueue.database import Store
-from runqueue.engine import HISTORY
+from runqueue.engines.base import HISTORY
 from runqueue.errors import ConfigurationError
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"

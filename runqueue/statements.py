@@ -17,7 +17,7 @@ from typing import Any, Final
 from peewee import JOIN, SQL, Case, NodeList, Select, Value, fn
 
 from runqueue.database import Hole, Statement
-from runqueue.engine import Either
+from runqueue.engines.base import Either
 from runqueue.models import Daemon, Event, Row, Run, Runner, Session
 from runqueue.states import ACTIVE, MOVES, TERMINAL, Status
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from runqueue import postgres as engine
+from runqueue.engines import postgres as engine
+from runqueue.engines import postgres_urls
 from tests import postgres
 from tests.cli.conftest import Ended
 
@@ -180,7 +181,7 @@ def test_without_the_driver_the_extra_is_named(
     rq: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commands work on SQLite without it."""
-    monkeypatch.setattr(engine, "psycopg", None)
+    monkeypatch.setattr(postgres_urls, "psycopg", None)
     refused = rq("list", db="postgresql://localhost/x")
     assert (refused.code, is_one_sentence(refused)) == (78, True)
     assert "pip install 'runqueue[postgres]'" in refused.err

@@ -10,8 +10,9 @@ import peewee
 import pytest
 
 import runqueue
-from runqueue import engine, models, schema
-from runqueue.sqlite import APPLICATION_ID
+from runqueue import models, schema
+from runqueue.engines import base
+from runqueue.engines.sqlite import APPLICATION_ID
 
 GIVEN = [  # name, may be null, default: section 2 of design.md
     ("run_id", False, None),
@@ -148,7 +149,7 @@ def test_a_model_is_its_table_column_by_column(fresh, sql, model):
 def test_every_table_is_a_model_or_the_history_of_migrations(fresh, sql):
     """Nothing is in the file that the code does not know."""
     tables = {row[0] for row in sql(fresh, "SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert tables == {model._meta.table_name for model in models.MODELS} | {engine.HISTORY}
+    assert tables == {model._meta.table_name for model in models.MODELS} | {base.HISTORY}
 
 
 def test_the_file_says_whose_it_is_and_of_which_schema(fresh, sql):

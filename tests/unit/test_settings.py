@@ -9,7 +9,7 @@ import pytest
 
 from runqueue import settings
 from runqueue.database import open_store
-from runqueue.engine import without_password
+from runqueue.engines.base import without_password
 from runqueue.errors import ConfigurationError
 
 

@@ -1,7 +1,7 @@
 """The one seam between the databases: what each of them must do in its own way.
 
 `sqlite` and `postgres` implement `Engine`; everything above uses an `Engine` without asking
-which. Where a statement's SQL must differ, it is `either` of two expressions, and the choice is
+which. Where a statement's SQL must differ, it is `Either` of two expressions, and the choice is
 made when the statement is compiled.
 """
 
@@ -50,8 +50,57 @@ class Closing(NamedTuple):
         return self.sentence.startswith(FILLED_FROM)
 
 
+class Transfer(ABC):
+    """Taking all rows out of a database of one kind or putting them in, and closing it."""
+
+    own_columns: ClassVar[frozenset[str]] = frozenset()
+    """Columns of ours that no model has: what they say is true of this one database."""
+    unstorable: ClassVar[str] = ""
+    """A character that no text of the database can have."""
+
+    @abstractmethod
+    def identity(self) -> tuple[Any, ...]:
+        """Return what no other database has, by whatever URL it is opened."""
+
+    @abstractmethod
+    def keep_writers_out(self) -> None:
+        """Let others only read until the transaction ends, which may take minutes."""
+
+    @abstractmethod
+    def rows(self, select: str) -> Generator[tuple[Any, ...], None, None]:
+        """Yield the rows of a query, which has no parameters, and hold only a few at a time."""
+
+    @abstractmethod
+    def fill(
+        self, table: str, columns: Sequence[str], insert: str, rows: Iterable[tuple[Any, ...]]
+    ) -> None:
+        """Add rows to a table, as many as there are; `insert` adds one, with a parameter each."""
+
+    @abstractmethod
+    def in_bulk(self, tables: Sequence[str]) -> AbstractContextManager[None]:
+        """Within a transaction: meanwhile fire no trigger of these tables, which are refilled."""
+
+    @abstractmethod
+    def count_on(self) -> None:
+        """Have the numbers of new events follow those that are there."""
+
+    @abstractmethod
+    def closing(self) -> Closing | None:
+        """Return why the database is closed to changes; None when it is not."""
+
+    @abstractmethod
+    def close_to_changes(self, tables: Sequence[str], why: Closing) -> None:
+        """Have the database itself refuse every change of these tables, whoever makes it."""
+
+    @abstractmethod
+    def open_to_changes(self, tables: Sequence[str]) -> None:
+        """Undo `close_to_changes`."""
+
+
 class Engine(ABC):
     """An open database of one kind."""
+
+    transfer: Transfer
 
     name: ClassVar[str]
     """Which kind; also the folder of its migrations."""
@@ -122,49 +171,6 @@ class Engine(ABC):
         raise ConfigurationError(
             f"{self.url} is no file to copy; back it up with pg_dump, or as its host does"
         )
-
-    own_columns: ClassVar[frozenset[str]] = frozenset()
-    """Columns of ours that no model has: what they say is true of this one database."""
-    unstorable: ClassVar[str] = ""
-    """A character that no text of the database can have."""
-
-    @abstractmethod
-    def identity(self) -> tuple[Any, ...]:
-        """Return what no other database has, by whatever URL it is opened."""
-
-    @abstractmethod
-    def keep_writers_out(self) -> None:
-        """Let others only read until the transaction ends, which may take minutes."""
-
-    @abstractmethod
-    def rows(self, select: str) -> Generator[tuple[Any, ...], None, None]:
-        """Yield the rows of a query, which has no parameters, and hold only a few at a time."""
-
-    @abstractmethod
-    def fill(
-        self, table: str, columns: Sequence[str], insert: str, rows: Iterable[tuple[Any, ...]]
-    ) -> None:
-        """Add rows to a table, as many as there are; `insert` adds one, with a parameter each."""
-
-    @abstractmethod
-    def in_bulk(self, tables: Sequence[str]) -> AbstractContextManager[None]:
-        """Within a transaction: meanwhile fire no trigger of these tables, which are refilled."""
-
-    @abstractmethod
-    def count_on(self) -> None:
-        """Have the numbers of new events follow those that are there."""
-
-    @abstractmethod
-    def closing(self) -> Closing | None:
-        """Return why the database is closed to changes; None when it is not."""
-
-    @abstractmethod
-    def close_to_changes(self, tables: Sequence[str], why: Closing) -> None:
-        """Have the database itself refuse every change of these tables, whoever makes it."""
-
-    @abstractmethod
-    def open_to_changes(self, tables: Sequence[str]) -> None:
-        """Undo `close_to_changes`."""
 
     def settle_in(self) -> None:  # noqa: B027
         """Do what is due once the database is known to be runqueue's."""

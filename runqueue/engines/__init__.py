@@ -1,0 +1,1 @@
+"""The databases that a queue can be in; `base` is what each of them must do."""

@@ -1,0 +1,159 @@
+"""The engine of PostgreSQL: a server, to which many write at once, from any machine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import Any, ClassVar, Final
+
+import peewee
+from playhouse.pool import MaxConnectionsExceeded
+
+from runqueue import clock, errors
+from runqueue.bell import ALL
+from runqueue.engines import base, postgres_errors, postgres_urls
+from runqueue.engines.doorbell import Doorbell
+from runqueue.engines.postgres_pool import Database
+from runqueue.engines.postgres_transfer import PostgresTransfer
+from runqueue.engines.server_clock import ServerClock
+from runqueue.states import Wake
+
+try:
+    import psycopg
+except ImportError:  # the extra `postgres` is not installed
+    psycopg = None  # type: ignore[assignment]
+
+ERRORS: Final = (MaxConnectionsExceeded, *([psycopg.Error] if psycopg else []))
+
+OLDEST: Final = 14
+"""The oldest major version of the server that runqueue is tested with."""
+MIGRATION_LOCK: Final = 0x72756E71
+"""The advisory lock of whoever changes the schema: `runq`."""
+
+
+class Postgres(base.Engine):
+    """A PostgreSQL database, of our own connections."""
+
+    name: ClassVar[str] = "postgres"
+    is_shared: ClassVar[bool] = True
+    locks_rows: ClassVar[bool] = True
+    begin: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, database: peewee.PostgresqlDatabase, address: postgres_urls.Address) -> None:
+        super().__init__(database, address.shown, address.url)
+        self.transfer = PostgresTransfer(database)
+        self._doorbell = Doorbell(address.conninfo, self.bell)
+        self._clock = self._new_clock()
+
+    def _new_clock(self) -> ServerClock:
+        return ServerClock(lambda: self.server_time(), (peewee.PeeweeException, *ERRORS))
+
+    def clock(self) -> clock.Clock:
+        return self._clock
+
+    def server_time(self) -> datetime:
+        """Return the server's time."""
+        opened = self.database.is_closed()
+        try:
+            row = self.database.execute_sql("SELECT clock_timestamp()").fetchone()
+        finally:
+            if opened and self.is_shared and not self.database.is_closed():
+                self.database.close()
+        moment: datetime = row[0]
+        return moment.astimezone(timezone.utc)
+
+    def as_list(self, texts: Sequence[str]) -> Any:
+        return list(texts)
+
+    def ring(self, kinds: Iterable[Wake] = ALL) -> None:
+        kinds = set(kinds)
+        self.bell.ring(kinds)
+        self._doorbell.send(kinds)
+
+    def watch(self, watcher: object) -> None:
+        self._doorbell.listen_for(watcher)
+
+    def unwatch(self, watcher: object) -> None:
+        self._doorbell.forget(watcher)
+
+    def schema_version(self) -> int:
+        database = self.database
+        version = database.connection().info.server_version
+        if version < OLDEST * 10_000:
+            raise errors.ConfigurationError(
+                f"the server is PostgreSQL {version // 10_000}; runqueue needs {OLDEST} or newer"
+            )
+        (encoding,) = database.execute_sql("SHOW server_encoding").fetchone()
+        if encoding != "UTF8":
+            raise errors.ConfigurationError(
+                f"the database has the encoding {encoding}; make one with ENCODING 'UTF8'"
+            )
+        tables = set(database.get_tables())
+        if base.HISTORY in tables:
+            names = database.execute_sql("SELECT name FROM runqueue_migrations").fetchall()
+            if names:
+                return max(int(name[:4]) for (name,) in names)
+        for table in ("runs", "sessions", "runners", "run_events", "daemons"):
+            if table in tables:
+                raise errors.ConfigurationError(
+                    f"the database has a table {table} that is not runqueue's; "
+                    "give runqueue a database or a schema of its own"
+                )
+        return 0
+
+    @contextmanager
+    def migrating(self) -> Iterator[None]:
+        with self.database.atomic():
+            self.database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+            yield
+
+    def stamp(self, version: int) -> None:
+        """The history of migrations is the record."""
+
+    def hurry(self, seconds: float) -> None:
+        if isinstance(self.database, Database):
+            timer = threading.Timer(seconds, self.database.break_off)
+            timer.daemon = True
+            timer.start()
+
+    def close(self) -> None:
+        self._doorbell.close()
+        if isinstance(self.database, Database):
+            self.database.close_idle()
+
+    def abandon(self) -> list[Any]:
+        database = self.database
+        database._lock = threading.Lock()  # type: ignore[attr-defined]
+        inherited = [self._doorbell.abandon()]
+        if not database.is_closed():
+            inherited.append(database.connection())
+        if isinstance(database, Database):
+            inherited.append(list(database._connections))
+            inherited.append(list(database._in_use.values()))
+            database._pool_lock = threading.RLock()
+            database._pool_available = threading.Condition(database._pool_lock)
+        database.dispose()
+        self._clock = self._new_clock()
+        return inherited
+
+    def translate(self, error: BaseException) -> errors.RunqueueError | None:
+        return postgres_errors.translate(error, self.url)
+
+
+class Shared(Postgres):
+    """A PostgreSQL database through the caller's own Peewee database and connections."""
+
+    is_shared: ClassVar[bool] = False
+
+
+def share(database: peewee.PostgresqlDatabase) -> Postgres:
+    """Return the engine of the caller's own Peewee database."""
+    return Shared(database, postgres_urls.of(database))
+
+
+def open_url(url: str, *, busy_timeout: float) -> Postgres:
+    """Open a database by its URL. Raises ConfigurationError when it cannot be read."""
+    address = postgres_urls.read(url, busy_timeout)
+    return Postgres(Database(address.url, busy_timeout, **address.defaults), address)

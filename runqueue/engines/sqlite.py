@@ -1,0 +1,167 @@
+"""The engine of SQLite: a file, in which one writes at a time."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, ClassVar, Final
+
+import peewee
+
+from runqueue import clock, errors
+from runqueue.engines import base
+from runqueue.engines.sqlite_files import close_to_the_world, path_of, prepare_file
+from runqueue.engines.sqlite_transfer import SqliteTransfer
+from runqueue.engines.sqlite_turns import Database
+
+ERRORS: Final = (sqlite3.Error,)
+
+APPLICATION_ID: Final = 0x72756E71
+"""`runq`, in the SQLite file's header: tells our files from other programs'."""
+
+
+class Sqlite(base.Engine):
+    """An SQLite file; each thread keeps a connection of its own."""
+
+    name: ClassVar[str] = "sqlite"
+    is_shared: ClassVar[bool] = False
+    locks_rows: ClassVar[bool] = False
+    begin: ClassVar[tuple[str, ...]] = ("IMMEDIATE",)
+    poll = 0.02  # 0.4 % of a core, and the worst case of a pick-up
+
+    def __init__(self, database: peewee.SqliteDatabase, url: str) -> None:
+        super().__init__(database, url)
+        self.transfer = SqliteTransfer(database)
+
+    def clock(self) -> clock.Clock:
+        return clock.system_clock
+
+    def as_list(self, texts: Sequence[str]) -> Any:
+        return json.dumps(texts)
+
+    def version_of_data(self) -> int:
+        """Return a number that changes when another connection has committed (3 us)."""
+        return int(self.database.execute_sql("PRAGMA data_version").fetchone()[0])
+
+    def schema_version(self) -> int:
+        database = self.database
+        application = database.execute_sql("PRAGMA application_id").fetchone()[0]
+        if application != APPLICATION_ID:
+            tables = set(database.get_tables())
+            if application or (tables and not {"runs", "sessions"} <= tables):
+                raise errors.ConfigurationError(
+                    f"{self.url} is a database of another program; give runqueue its own"
+                )
+            return 0
+        return int(database.execute_sql("PRAGMA user_version").fetchone()[0])
+
+    @contextmanager
+    def migrating(self) -> Iterator[None]:
+        """The lock is the database's own: one IMMEDIATE transaction."""
+        database = self.database
+        # Persistent, and not possible inside a transaction.
+        database.execute_sql("PRAGMA journal_mode = wal")
+        # Rebuilding a table must not cascade, and the pragma is ignored inside a transaction.
+        database.execute_sql("PRAGMA foreign_keys = OFF")
+        try:
+            with database.atomic("IMMEDIATE"):
+                yield
+        finally:
+            database.execute_sql("PRAGMA foreign_keys = ON")
+
+    def stamp(self, version: int) -> None:
+        database = self.database
+        if broken := database.execute_sql("PRAGMA foreign_key_check").fetchall():
+            raise errors.ConfigurationError(
+                f"{self.url} has {len(broken)} rows that refer to rows that do not exist"
+            )
+        database.execute_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+        database.execute_sql(f"PRAGMA user_version = {version}")
+
+    def damage(self) -> list[str]:
+        found = [
+            str(row[0])
+            for row in self.database.execute_sql("PRAGMA integrity_check").fetchall()
+            if row[0] != "ok"
+        ]
+        broken = self.database.execute_sql("PRAGMA foreign_key_check").fetchall()
+        return found + [f"a row of {row[0]} refers to no row of {row[2]}" for row in broken]
+
+    def back_up(self, target: str) -> None:
+        with closing(sqlite3.connect(target)) as copy:
+            self.database.connection().backup(copy)
+
+    def settle_in(self) -> None:
+        if isinstance(self.database, Database):
+            close_to_the_world(self.database.path)
+
+    def hurry(self, seconds: float) -> None:
+        if isinstance(self.database, Database):
+            self.database.busy_timeout = seconds
+
+    def abandon(self) -> list[Any]:
+        database = self.database
+        # Closing it here could checkpoint or unlink under the parent, who still uses it.
+        inherited = [] if database.is_closed() else [database.connection()]
+        # Another thread of the parent may have held it at the fork, and is not here to let go.
+        database._lock = threading.Lock()  # type: ignore[attr-defined]
+        if isinstance(database, Database):
+            database.renew_turn()
+        database.dispose()
+        return inherited
+
+    def translate(self, error: BaseException) -> errors.RunqueueError | None:
+        text = str(error)
+        if text.startswith(base.MOVED):
+            return errors.ConfigurationError(f"{self.url} was {text}")
+        if "UNIQUE constraint failed: runs.session_id" in text:
+            return base.SessionTaken("another run of the session has become active; try again")
+        code = getattr(error, "sqlite_errorname", None) or next(
+            (code for part, code in _BY_MESSAGE.items() if part in text), ""
+        )
+        for known, (kind, sentence) in _BY_CODE.items():
+            if code.startswith(known):
+                return kind(sentence)
+        return None
+
+
+def open_url(url: str, *, busy_timeout: float, create: bool) -> Sqlite:
+    """Open the file of an `sqlite:///` URL.
+
+    Raises ConfigurationError when it cannot be used, or is not there and `create` is false.
+    """
+    path = path_of(url)
+    if not create and not path.exists():
+        raise errors.ConfigurationError(
+            f"there is no database {path}; make it with: runqueue --db sqlite:///{path} db init"
+        )
+    prepare_file(path)
+    return Sqlite(Database(path, busy_timeout), f"sqlite:///{path}")
+
+
+_BUSY: Final = (errors.StorageBusy, "another process is writing to the database; try again")
+_BY_CODE: Final[dict[str, tuple[type[errors.RunqueueError], str]]] = {
+    "SQLITE_BUSY": _BUSY,
+    "SQLITE_LOCKED": _BUSY,
+    "SQLITE_FULL": (errors.StorageFull, "the disk of the database is full; make room, try again"),
+    "SQLITE_IOERR": (errors.StorageLost, "the disk of the database failed; look at the system log"),
+    "SQLITE_CANTOPEN": (errors.StorageLost, "the database file cannot be opened"),
+    "SQLITE_PERM": (errors.StorageLost, "the database file may not be opened"),
+    "SQLITE_READONLY": (errors.ConfigurationError, "the database is read-only for this user"),
+    "SQLITE_NOTADB": (errors.ConfigurationError, "the file is not a database"),
+    "SQLITE_CORRUPT": (errors.StorageDamaged, "the database file is damaged; restore a backup"),
+}
+
+# Python 3.10 has no sqlite_errorname.
+_BY_MESSAGE: Final = {
+    "is locked": "SQLITE_BUSY",
+    "is full": "SQLITE_FULL",
+    "disk I/O error": "SQLITE_IOERR",
+    "unable to open": "SQLITE_CANTOPEN",
+    "readonly": "SQLITE_READONLY",
+    "not a database": "SQLITE_NOTADB",
+    "malformed": "SQLITE_CORRUPT",
+}
