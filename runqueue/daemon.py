@@ -20,7 +20,8 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
 from runqueue import clock, retention, statements, sweeper
-from runqueue.errors import RunqueueError
+from runqueue.claims import pauses
+from runqueue.errors import RunqueueError, StorageLost
 from runqueue.queue import Queue
 from runqueue.settings import BEATS_PER_LEASE
 
@@ -71,6 +72,8 @@ class Daemon:
         self._failures = 0
         self._cause = ""
         self._told = 0.0
+        self._retry_at = 0.0
+        self._waits = pauses()
 
     def run(self, ended: threading.Event) -> None:
         """Tick until `ended` is set. Raises what the first tick raises."""
@@ -104,17 +107,22 @@ class Daemon:
 
     def tick(self) -> None:
         """Sweep once; a failure is told once a cause and minute, and so is the recovery."""
+        if time.monotonic() < self._retry_at:
+            return
         try:
             self._work()
         except Exception as error:  # noqa: BLE001 - whatever it is, the next tick must come
             self._tell(error)
+            if isinstance(error, StorageLost):
+                # At random, so that those who wait for a server do not all come at once.
+                self._retry_at = time.monotonic() + next(self._waits)
             # The next tick begins with a new connection; a lost one would stay lost.
             with suppress(Exception):
                 self._queue.close()
             return
         if self._failures:
             log.warning("the sweep works again after %d failures", self._failures)
-        self._failures, self._cause = 0, ""
+        self._failures, self._cause, self._waits = 0, "", pauses()
 
     def _tell(self, error: Exception) -> None:
         self._failures += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import secrets
 import socket
 import threading
@@ -350,7 +351,10 @@ class Runner:
         return max(MOMENT, self._answered_at + self._lease - time.monotonic())
 
     def _pause(self, failing: bool) -> float:
-        return min(1.0, self._lease / 10) if failing else self._lease / BEATS_PER_LEASE
+        if not failing:
+            return self._lease / BEATS_PER_LEASE
+        # At random, so that the runners of a server that is back do not all come at once.
+        return min(1.0, self._lease / 10) * random.uniform(0.5, 1.0)
 
     def _beat(self) -> bool:
         """Beat once; return whether this runner still exists."""
@@ -398,7 +402,7 @@ class Runner:
             claim.notify_stop()
 
     def _watch_stops(self) -> None:
-        watch = None
+        watch, waits = None, claims.pauses()
         try:
             while not self._closed.is_set():
                 if not self._holds.wait(LOOK_AGAIN):
@@ -408,11 +412,12 @@ class Runner:
                     if self._closed.is_set():  # and rung, before this watch could hear it
                         return
                     self._notify_stops()
+                    waits = claims.pauses()
                     self._closed.wait(STOP_GAP)
                     watch.wait(LOOK_AGAIN)
                 except StorageError:
                     watch = None  # the heartbeat tells; a stop is seen once the database is back
-                    self._closed.wait(claims.BACK_OFF[0])
+                    self._closed.wait(next(waits))
                 except Exception:
                     log.exception("runner %s cannot look for stops", self.runner_id)
                     self._closed.wait(claims.BACK_OFF[1])
