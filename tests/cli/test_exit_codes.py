@@ -198,7 +198,11 @@ def test_without_a_url_the_default_place_is_meant(rq: Callable[..., Any], tmp_pa
     [
         *("queue.db", "/tmp/queue.db", "mysql://host/db", "sqlite://", "sqlite:///", "://"),
         *("sqlite:///:memory:", "sqlite:////tmp/q.db?mode=ro", "sqlite:///%00", "sqlite://host/q"),
-        *("postgresql://user:secret@host/db", "user:secret@host", "sqlite:////nowhere/at/all.db"),
+        *(
+            "postgresql://user:secret@host/db?such=none",
+            "user:secret@host",
+            "sqlite:////nowhere/at/all.db",
+        ),
         *("sqlite:////dev/null", "sqlite:////tmp"),
     ],
 )
