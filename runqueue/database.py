@@ -76,7 +76,7 @@ class Store:
         if getattr(self._within, "verb", False) and self.database.in_transaction():
             yield
             return
-        with self._ready(), self.database.atomic(*self.engine.begin):
+        with self.ready(), self.database.atomic(*self.engine.begin):
             self._within.verb = True
             wakes: set[Wake] = set()
             self._within.wakes = wakes
@@ -98,13 +98,13 @@ class Store:
         The cursor is read to the end at once: on SQLite an UPDATE .. RETURNING with a row
         unread keeps the write lock.
         """
-        with self._ready():
+        with self.ready():
             rows: list[tuple[Any, ...]] = self._execute(statement, values).fetchall()
             return rows
 
     def change(self, statement: Statement, **values: Any) -> int:
         """Execute a statement that returns no rows; return how many it changed."""
-        with self._ready():
+        with self.ready():
             return int(self._execute(statement, values).rowcount)
 
     def lock(self, statement: Statement, **values: Any) -> list[tuple[Any, ...]]:
@@ -130,7 +130,7 @@ class Store:
 
     def query(self, query: Any) -> list[tuple[Any, ...]]:
         """Execute a query that is built for one call, such as a filtered list."""
-        with self._ready():
+        with self.ready():
             cursor = self._execute_sql(*query.bind(self.database).sql())
             return cursor.fetchall() if cursor.description else []
 
@@ -143,7 +143,7 @@ class Store:
             raise self._translate(error) from error
 
     @contextmanager
-    def _ready(self) -> Iterator[None]:
+    def ready(self) -> Iterator[None]:
         """Have a connection, from the pool if there is one, and errors of our own."""
         with self.translated_errors():
             if not self.engine.is_shared or not self.database.is_closed():

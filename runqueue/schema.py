@@ -28,7 +28,7 @@ def version_of(store: Store) -> int:
 
     Raises ConfigurationError for a database of another program or of a newer runqueue.
     """
-    with store.translated_errors():
+    with store.ready():
         version = store.engine.schema_version()
     if version > VERSION:
         raise ConfigurationError(
@@ -51,7 +51,7 @@ def upgrade(store: Store, *, create: bool = True) -> list[str]:
             f"there is no runqueue in {store.url}; make it with: runqueue --db {store.url} db init"
         )
     directory = _MIGRATIONS / store.engine.name
-    with store.translated_errors():
+    with store.ready():
         try:
             with store.engine.migrating():
                 if version_of(store) == VERSION:
