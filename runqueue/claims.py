@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from runqueue import demands, moves, statements, sweeper
-from runqueue.database import Store
+from runqueue.database import Store, again
 from runqueue.demands import Capabilities
 from runqueue.engines.base import SessionTaken
 from runqueue.enqueue import lock_sessions
@@ -102,6 +102,7 @@ class Matcher:
             return False  # a row that somebody wrote by hand must not end the loop
 
 
+@again
 def claim_many(
     store: Store,
     matcher: Matcher,
@@ -183,10 +184,15 @@ class Claim:
 
     def start(self) -> None:
         """Report that execution begins; binds the session to this runner's place."""
-        with self._store.transaction():
-            now = self._now()
-            session_id = self._report("start", now)
-            start_session(self._store, session_id, self._place, now)
+
+        @again
+        def begin(store: Store) -> None:
+            with store.transaction():
+                now = self._now()
+                session_id = self._report("start", now)
+                start_session(store, session_id, self._place, now)
+
+        begin(self._store)
         self._is_started = True
 
     def on_stop(self, callback: Callable[[], None]) -> None:
@@ -324,7 +330,11 @@ def finish_many(store: Store, finished: Iterable[tuple[Claim, str | None]]) -> l
 
     Returns the claims that were refused, because they were lost; the others are completed.
     """
-    reports = list(finished)
+    return _finish(store, list(finished))
+
+
+@again
+def _finish(store: Store, reports: list[tuple[Claim, str | None]]) -> list[Claim]:
     done, refused = [], []
     with store.transaction():
         lock_sessions(store, [claim.run.session_id for claim, _ in reports])
@@ -353,6 +363,8 @@ def start_session(store: Store, session_id: str, place: Capabilities, now: str) 
         try:
             merged = demands.canonical(demands.both(wanted, demands.parse(text)))
         except ValueError:  # malformed by hand: nobody claims it, and `why` says so
+            continue
+        if len(merged.encode()) > demands.MAX_MERGED:  # written by hand, too
             continue
         store.change(statements.SET_DEMANDS, run_id=run_id, demands=merged)
 

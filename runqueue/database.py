@@ -8,19 +8,28 @@ our own types. What differs between databases is behind
 from __future__ import annotations
 
 import os
+import random
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from functools import partial, wraps
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import peewee
 
 from runqueue import errors
 from runqueue.engines import postgres, sqlite
-from runqueue.engines.base import Engine
+from runqueue.engines.base import Conflict, Engine
 from runqueue.states import Wake
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+TRIES: Final = 5
+"""How often a verb is tried that the server undoes for the sake of another."""
+PAUSE: Final = 0.05
+"""Longest random pause between two such tries, in seconds, so that the two do not meet again."""
 
 
 class Hole:
@@ -44,6 +53,27 @@ class Statement:
     def compile(self, database: peewee.Database) -> Compiled:
         sql, template = database.get_sql_context().sql(self.build()).query()
         return Compiled(sql, tuple(template))
+
+
+def again(verb: Verb) -> Verb:
+    """Make a verb of a store again that the server undid for the sake of another transaction.
+
+    Ours take their locks in one order; those of SQL written by hand take others, and deleting
+    a session changes its children. In a transaction of the caller's nothing can be repeated.
+    """
+
+    @wraps(verb)
+    def insisting(store: Store, *args: Any, **options: Any) -> Any:
+        for _ in range(TRIES):
+            try:
+                return verb(store, *args, **options)
+            except Conflict:
+                if store.database.in_transaction():
+                    raise
+                time.sleep(random.uniform(0.0, PAUSE))
+        return verb(store, *args, **options)
+
+    return cast("Verb", insisting)
 
 
 class Compiled(NamedTuple):
@@ -140,15 +170,23 @@ class Store:
         try:
             yield
         except (peewee.PeeweeException, *DRIVERS_ERRORS) as error:
-            raise self._translate(error) from error
+            ours = self._translate(error)
+            # What a database says of a row that it refuses is the row, and that holds a prompt.
+            raise ours from (None if isinstance(ours, errors.InvalidRun) else error)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Have a connection, from the pool if there is one, and errors of our own."""
         with self.translated_errors():
-            if not self.engine.is_shared or not self.database.is_closed():
+            if not self.engine.is_shared:
                 yield
                 return
+            if not self.database.is_closed():
+                if self.database.in_transaction() or not self.engine.is_lost():
+                    yield
+                    return
+                # One that the thread kept, as by a transaction of its own, and that has ended.
+                self.database.close()
             self.database.connect()
             try:
                 yield

@@ -20,7 +20,11 @@ PLACE: Final = ("hostname", "project_dir", "executor_type")
 """The demands that say where a run must execute; a session's home is made of them."""
 
 MAX_BYTES: Final = 2_000
-"""Limit of the JSON text: it is an index key, and PostgreSQL's index rows end at 2,704 bytes."""
+"""Limit of the JSON text that a caller gives."""
+MAX_PLACE: Final = 600
+"""Limit of a runner's place, as JSON: it is added to the demands of its sessions' runs."""
+MAX_MERGED: Final = MAX_BYTES + MAX_PLACE
+"""Limit of both together: they are an index key, and PostgreSQL's index rows end at 2,704 bytes."""
 MAX_TAGS: Final = 64
 MAX_NAME: Final = 128
 """Limit of a key, a tag or one item of a list, in characters."""

@@ -6,13 +6,13 @@ them; its session, the run and their event are one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from runqueue import clock, ids, moves, settings, statements
 from runqueue import demands as matching
-from runqueue.database import Store
+from runqueue.database import Store, again
 from runqueue.errors import IllegalMove, InvalidRun, RunNotFound, SessionNotFound
 from runqueue.models import COLUMNS, Run, Session
 from runqueue.states import TERMINAL, Actor, ExecutionMode, RunType, Status
@@ -107,6 +107,22 @@ def _optional(value: object, what: str) -> str | None:
     return value
 
 
+@again
+def add_many(store: Store, requests: list[Request], clock_text: Callable[[], str]) -> list[Run]:
+    """Insert runs in one transaction."""
+    with store.transaction():
+        lock_sessions(store, [one.session_id for one in requests if one.session_id is not None])
+        now = clock_text()
+        # Runs are served in the order of their times: a microsecond apart, a batch is served as
+        # it was given, and not in the order of its random ids.
+        added: dict[int, Run] = {}
+        # Given ids are inserted in one order, for two batches of the same ids wait for each other.
+        for index in sorted(range(len(requests)), key=lambda at: requests[at].run_id or ""):
+            now_of = clock.shift(now, index / 1_000_000)
+            added[index] = add(store, requests[index], now=now_of)
+        return [added[index] for index in range(len(requests))]
+
+
 def add(store: Store, request: Request, *, now: str, actor: Actor = Actor.CALLER) -> Run:
     """Insert a run, and the session that it starts unless it resumes one.
 
@@ -117,7 +133,7 @@ def add(store: Store, request: Request, *, now: str, actor: Actor = Actor.CALLER
         if request.run_id is not None and (found := find(store, request.run_id)) is not None:
             return _same(store, found, request)
         if request.parent_session_id is not None:
-            session_of(store, request.parent_session_id)
+            _keep_parent(store, request.parent_session_id)
         if request.session_id is not None:
             session = _lock_session(store, request.session_id)
             request = _inherit(request, session)
@@ -129,6 +145,7 @@ def add(store: Store, request: Request, *, now: str, actor: Actor = Actor.CALLER
         return run
 
 
+@again
 def retry(store: Store, run_id: str, *, now: str, actor: Actor) -> Run:
     """Insert a new run with the content of one that has ended, in the same session.
 
@@ -170,6 +187,12 @@ def session_of(store: Store, session_id: str) -> Session:
     if not rows:
         raise SessionNotFound(f"session {session_id[:40]} does not exist")
     return Session.from_row(rows[0])
+
+
+def _keep_parent(store: Store, session_id: str) -> None:
+    """Raise SessionNotFound, or have the session stay until the run that names it is there."""
+    if not store.run(statements.KEEP_SESSION, session_id=session_id):
+        raise SessionNotFound(f"session {session_id[:40]} does not exist")
 
 
 def lock_sessions(store: Store, session_ids: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from runqueue import statements
-from runqueue.database import Store
+from runqueue.database import Store, again
 from runqueue.errors import IllegalMove, RunNotFound, RunqueueError, StaleClaim
 from runqueue.states import MOVES, TERMINAL, Actor, Status, Wake
 
@@ -42,6 +42,7 @@ def record(
     store.wake(move.wakes if move else (Wake.WORK,))
 
 
+@again
 def make_owned(
     store: Store, name: str, fence: Fence, *, now: str, detail: str | None = None, **values: Any
 ) -> str:
@@ -76,6 +77,7 @@ def _repeated_or_refused(store: Store, name: str, fence: Fence, values: dict[str
     raise _illegal(name, fence.run_id, status)
 
 
+@again
 def make_free(
     store: Store, name: str, run_id: str, *, now: str, actor: Actor, detail: str | None = None
 ) -> None:
@@ -88,6 +90,7 @@ def make_free(
         raise _refused(store, name, run_id)
 
 
+@again
 def stop_or_cancel(
     store: Store, run_id: str, *, now: str, actor: Actor, reason: str | None = None
 ) -> None:

@@ -146,17 +146,7 @@ class Queue:
         return self._add(checked)
 
     def _add(self, requests: list[Request]) -> list[Run]:
-        with self.store.transaction():
-            enqueue.lock_sessions(
-                self.store, [one.session_id for one in requests if one.session_id is not None]
-            )
-            now = self.now()
-            # Runs are served in the order of their times: a microsecond apart, a batch is served
-            # as it was given, and not in the order of its random ids.
-            return [
-                enqueue.add(self.store, request, now=clock.shift(now, index / 1_000_000))
-                for index, request in enumerate(requests)
-            ]
+        return enqueue.add_many(self.store, requests, self.now)
 
     def get(self, run_id: str) -> Run:
         """Return a run. Raises RunNotFound."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from runqueue import statements, sweeper
-from runqueue.database import Store
+from runqueue.database import Store, again
 from runqueue.errors import IllegalMove, RunnerConflict, RunnerNotFound, SessionNotFound
 from runqueue.models import Runner
 from runqueue.states import Actor, Wake
@@ -14,6 +14,7 @@ BATCH: Final = 200
 """Rows deleted in one transaction, some 3 ms: a claim never waits longer for a prune."""
 
 
+@again
 def prune_batch(store: Store, before: str, limit: int = BATCH) -> int:
     """Delete up to `limit` runs that ended before a time; return how many."""
     with store.transaction():
@@ -38,6 +39,7 @@ def prune(store: Store, before: str) -> int:
     return pruned
 
 
+@again
 def delete_session(store: Store, session_id: str, *, force: bool) -> int:
     """Delete a session with its runs. Raises SessionNotFound or IllegalMove."""
     with store.transaction():
@@ -61,6 +63,7 @@ def drain_runner(store: Store, runner_id: str) -> None:
             raise RunnerNotFound(f"runner {runner_id[:128]} is not registered")
 
 
+@again
 def remove_runner(store: Store, runner_id: str, *, now: str, force: bool) -> sweeper.Sweep:
     """Forget a runner and resolve its runs.
 

@@ -132,6 +132,8 @@ class Runner:
             thread.join()
         self.is_open = False
         with self._store.transaction():
+            # In the order in which one who removes the runner locks them.
+            self._store.lock(statements.LOCK_RUNNER, runner_id=self.runner_id)
             if self._row() is not None:
                 self._give_up(f"runner {self.runner_id} ended without reporting")
                 self._store.change(
@@ -469,4 +471,10 @@ def _capabilities(
         demands.check_text(demands.canonical(properties or {}), "a property of the runner")
     except (TypeError, ValueError) as error:
         raise InvalidRun(f"the runner's properties are not JSON: {error}") from None
+    place = {"hostname": hostname, "project_dir": project_dir, "executor_type": executor_type}
+    if len(demands.canonical(place).encode()) > demands.MAX_PLACE:
+        raise InvalidRun(
+            f"the runner's place (host name, project directory, executor type) is over the limit "
+            f"of {demands.MAX_PLACE} bytes"
+        )
     return Capabilities(hostname, project_dir, executor_type, frozenset(names), properties or {})

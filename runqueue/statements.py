@@ -363,6 +363,15 @@ LOCK_SESSION_TO_DELETE: Final = Statement(
 )
 
 
+KEEP_SESSION: Final = Statement(
+    lambda: locked(
+        Session.select(Session.session_id).where(Session.session_id == hole("session_id")),
+        "FOR KEY SHARE",
+    )
+)
+"""As a foreign key does: nobody deletes the session before the transaction ends."""
+
+
 def _sessions(lock: Any, **options: Any) -> Statement:
     def build() -> Any:
         listed = Select(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from runqueue import clock, moves, settings, statements, why
-from runqueue.database import Store
+from runqueue.database import Store, again
 from runqueue.states import Actor, Wake
 
 BATCH: Final = 500
@@ -49,6 +49,7 @@ def sweep(store: Store, config: settings.Settings, *, now: str, rescues: bool = 
     return Sweep(expired, counts.get("settle", 0), counts.get("lose", 0), counts.get("release", 0))
 
 
+@again
 def rescue_runner(store: Store, runner_id: str, *, now: str, actor: Actor, reason: str) -> Sweep:
     """Resolve all runs of a runner that is known to be gone, whatever its lease."""
     with store.transaction():
@@ -61,6 +62,7 @@ def rescue_runner(store: Store, runner_id: str, *, now: str, actor: Actor, reaso
     return Sweep(0, counts["settle"], counts["lose"], counts["release"])
 
 
+@again
 def heal(store: Store) -> int:
     """Correct which runs may be claimed, by the order of their sessions; return how many.
 
@@ -90,6 +92,7 @@ def forget_runners(store: Store, *, now: str) -> int:
     return store.change(statements.FORGET_RUNNERS, before=clock.shift(now, -FORGET_AFTER))
 
 
+@again
 def _rescue(store: Store, rescue: statements.Rescue, times: dict[str, str]) -> int:
     with store.transaction():
         rows = store.run(rescue.move, **times)
@@ -109,17 +112,18 @@ def _expire(store: Store, now: str) -> int:
         reason = why.unclaimed(store, run_id, text, bool(waiting), now=now)
         error = f"expired: {reason}"
         while True:
-            with store.transaction():
-                rows = store.run(
-                    statements.EXPIRE,
-                    now=now,
-                    text=text,
-                    waiting=waiting,
-                    error=error,
-                    limit=BATCH,
-                )
-                _record(store, "expire", [(row[0], error) for row in rows], now, Actor.DAEMON)
-            expired += len(rows)
-            if len(rows) < BATCH:
+            count = _expire_batch(store, now, text, waiting, error)
+            expired += count
+            if count < BATCH:
                 break
     return expired
+
+
+@again
+def _expire_batch(store: Store, now: str, text: str, waiting: int, error: str) -> int:
+    with store.transaction():
+        rows = store.run(
+            statements.EXPIRE, now=now, text=text, waiting=waiting, error=error, limit=BATCH
+        )
+        _record(store, "expire", [(row[0], error) for row in rows], now, Actor.DAEMON)
+        return len(rows)

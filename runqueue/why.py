@@ -91,7 +91,9 @@ def _behind(store: Store, run_id: str) -> str:
     ):
         return f"its session is busy with {active}, {status} on {runner_id or 'an unknown runner'}"
     for (first,) in store.run(statements.FIRST_OF_SESSION, session_id=run.session_id):
-        return f"{first} comes before it in its session"
+        if first != run_id:
+            return f"{first} comes before it in its session"
+        return "its session was busy, and the daemon has not yet seen that it is not"
     return "its session was busy"
 
 

@@ -34,6 +34,10 @@ class SessionTaken(StorageBusy):
     """The unique index of active runs refuses a second one of a session; see `claims`."""
 
 
+class Conflict(StorageBusy):
+    """The server undid a transaction for the sake of another: made again, it passes."""
+
+
 class Closing(NamedTuple):
     """Why a database is closed to every change; it holds this itself."""
 
@@ -171,6 +175,10 @@ class Engine(ABC):
         raise ConfigurationError(
             f"{self.url} is no file to copy; back it up with pg_dump, or as its host does"
         )
+
+    def is_lost(self) -> bool:
+        """Whether the connection that this thread has was ended by the server."""
+        return False
 
     def settle_in(self) -> None:  # noqa: B027
         """Do what is due once the database is known to be runqueue's."""

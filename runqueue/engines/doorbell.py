@@ -8,6 +8,7 @@ for no disk.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import random
@@ -15,7 +16,7 @@ import select
 import threading
 import time
 import weakref
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final
 
 from runqueue.bell import Bell
@@ -31,10 +32,22 @@ log = logging.getLogger("runqueue.doorbell")
 CHANNEL: Final = "runqueue"
 GAP: Final = 0.002
 """Seconds between two notifications of one process, however many changes it makes."""
+LOOK_ROUND: Final = 5.0
+"""Seconds after which the thread sees that a watcher is gone that did not say so."""
 LINGER: Final = 0.5
 """Seconds for which the connection is kept when nobody listens and nothing is to be sent."""
 BACK_OFF: Final = (0.1, 5.0)
 """Shortest and longest pause, in seconds, between two tries to connect."""
+
+
+_doorbells: weakref.WeakSet[Doorbell] = weakref.WeakSet()
+
+
+@atexit.register
+def _ring_out() -> None:
+    """Send what a process that ends has committed: its threads end in the middle of it."""
+    for doorbell in list(_doorbells):
+        doorbell.close()
 
 
 class Doorbell:
@@ -44,6 +57,7 @@ class Doorbell:
         self._conninfo = conninfo
         self._bell = bell
         self._forget()
+        _doorbells.add(self)
 
     def _forget(self) -> None:
         self._lock = threading.Condition()
@@ -65,6 +79,7 @@ class Doorbell:
         """Nobody needs to hear anything for `watcher` any more."""
         with self._lock:
             self._watchers.discard(watcher)
+            self._start_or_wake()
 
     def send(self, kinds: set[Wake]) -> None:
         """Tell other processes, soon."""
@@ -106,23 +121,21 @@ class Doorbell:
             )
             self._thread.start()
         elif self._wake_up is not None:
-            with suppress(BlockingIOError):  # it is awake already
+            with suppress(OSError):  # it is awake already
                 os.write(self._wake_up, b".")
 
     def _serve(self, reader: int) -> None:
         pause = BACK_OFF[0]
         try:
             while True:
+                self._connection = None
                 try:
                     if self._serve_connection(reader):
                         return
-                    pause = BACK_OFF[0]
-                except (psycopg.Error, OSError) as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, others must be told
                     log.debug("the doorbell is silent: %s", type(error).__name__)
                     if self._connection is not None:
                         pause = BACK_OFF[0]
-                finally:
-                    self._disconnect()
                 _await([reader], random.uniform(BACK_OFF[0], pause))
                 pause = min(2 * pause, BACK_OFF[1])
                 if self._is_over():
@@ -132,7 +145,11 @@ class Doorbell:
 
     def _serve_connection(self, reader: int) -> bool:
         """Send and hear; return True when nobody needs it any more."""
-        connection = self._connection = psycopg.connect(self._conninfo, autocommit=True)
+        with closing(psycopg.connect(self._conninfo, autocommit=True)) as connection:
+            self._connection = connection
+            return self._serve_on(connection, reader)
+
+    def _serve_on(self, connection: Any, reader: int) -> bool:
         own = connection.info.backend_pid
         connection.add_notify_handler(lambda notice: self._hear(notice, own))
         connection.execute("SET synchronous_commit = off")
@@ -149,16 +166,19 @@ class Doorbell:
                 continue
             if is_listening and len(self._watchers):
                 idle_since = time.monotonic()
-            left = idle_since + (LINGER if self._lingers else 0.0) - time.monotonic()
-            if left <= 0 and self._is_over():
-                return True
+                left = LOOK_ROUND
+            else:
+                left = idle_since + (LINGER if self._lingers else 0.0) - time.monotonic()
+                if left <= 0 and self._is_over():
+                    return True
             for ready in _await([reader, connection.fileno()], max(left, 0.01)):
                 if ready == reader:
                     os.read(reader, 4096)
                 else:
                     connection.pgconn.consume_input()
                     while notice := connection.pgconn.notifies():
-                        self._hear_payload(notice.be_pid, notice.extra.decode(), own)
+                        payload = notice.extra.decode(errors="replace")
+                        self._hear_payload(notice.be_pid, payload, own)
 
     def _send(self, connection: Any) -> bool:
         with self._lock:
@@ -199,12 +219,6 @@ class Doorbell:
                 self._wake_up = None
             self._lock.notify_all()
             return True
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(psycopg.Error, OSError):
-                connection.close()
 
 
 def _await(handles: list[int], timeout: float) -> list[int]:

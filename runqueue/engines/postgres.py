@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, ClassVar, Final
 
 import peewee
@@ -29,6 +29,7 @@ ERRORS: Final = (MaxConnectionsExceeded, *([psycopg.Error] if psycopg else []))
 
 OLDEST: Final = 14
 """The oldest major version of the server that runqueue is tested with."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MIGRATION_LOCK: Final = 0x72756E71
 """The advisory lock of whoever changes the schema: `runq`."""
 
@@ -57,12 +58,14 @@ class Postgres(base.Engine):
         """Return the server's time."""
         opened = self.database.is_closed()
         try:
-            row = self.database.execute_sql("SELECT clock_timestamp()").fetchone()
+            # A number, for how a time is spelled is a setting of the server, database and role.
+            (microseconds,) = self.database.execute_sql(
+                "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+            ).fetchone()
         finally:
             if opened and self.is_shared and not self.database.is_closed():
                 self.database.close()
-        moment: datetime = row[0]
-        return moment.astimezone(timezone.utc)
+        return _EPOCH + timedelta(microseconds=microseconds)
 
     def as_list(self, texts: Sequence[str]) -> Any:
         return list(texts)
@@ -85,7 +88,13 @@ class Postgres(base.Engine):
             raise errors.ConfigurationError(
                 f"the server is PostgreSQL {version // 10_000}; runqueue needs {OLDEST} or newer"
             )
-        (encoding,) = database.execute_sql("SHOW server_encoding").fetchone()
+        row = database.execute_sql("SHOW server_encoding").fetchone()
+        if not isinstance(row, tuple):
+            raise errors.ConfigurationError(
+                f"your database returns each row as a {type(row).__name__}; give one without a "
+                "row_factory"
+            )
+        (encoding,) = row
         if encoding != "UTF8":
             raise errors.ConfigurationError(
                 f"the database has the encoding {encoding}; make one with ENCODING 'UTF8'"
@@ -118,6 +127,9 @@ class Postgres(base.Engine):
             timer.daemon = True
             timer.start()
 
+    def is_lost(self) -> bool:
+        return isinstance(self.database, Database) and self.database.is_lost()
+
     def close(self) -> None:
         self._doorbell.close()
         if isinstance(self.database, Database):
@@ -146,6 +158,8 @@ class Shared(Postgres):
     """A PostgreSQL database through the caller's own Peewee database and connections."""
 
     is_shared: ClassVar[bool] = False
+    # The server's default may be a stricter one, for which our verbs are not written.
+    begin: ClassVar[tuple[str, ...]] = ("READ COMMITTED",)
 
 
 def share(database: peewee.PostgresqlDatabase) -> Postgres:

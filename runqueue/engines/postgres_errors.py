@@ -48,6 +48,8 @@ def _by_state(state: str, error: BaseException) -> errors.RunqueueError:
     constraint = getattr(getattr(error, "diag", None), "constraint_name", "")
     if state == "23505" and constraint == "idx_runs_one_active":
         return base.SessionTaken("another run of the session has become active; try again")
+    if state in ("40001", "40P01"):
+        return base.Conflict(_BUSY)
     for prefix, kind, sentence in _BY_STATE:
         if state.startswith(prefix):
             return kind(sentence.replace("{primary}", primary))

@@ -6,6 +6,7 @@ import math
 import os
 import select
 import socket
+import threading
 from contextlib import suppress
 from typing import Any, Final
 
@@ -65,6 +66,7 @@ class Database(PooledDatabase, _Driver):  # type: ignore[misc]
 
     def __init__(self, address: str, busy_timeout: float, **options: Any) -> None:
         self.lock_timeout = busy_timeout
+        self._owners: dict[Any, threading.Thread] = {}
         super().__init__(
             address,
             prefer_psycopg3=True,
@@ -80,7 +82,27 @@ class Database(PooledDatabase, _Driver):  # type: ignore[misc]
         return conn.closed or _is_readable(conn.pgconn.socket)
 
     def _can_reuse(self, conn: Any) -> bool:
-        return bool(self._adapter.is_connection_reusable(conn))
+        return not self._is_closed(conn) and bool(self._adapter.is_connection_reusable(conn))
+
+    def is_lost(self) -> bool:
+        """Whether the server has ended the connection that this thread has."""
+        return self._is_closed(self.connection())
+
+    def _connect(self) -> Any:
+        with self._pool_lock:
+            if len(self._in_use) >= POOL_SIZE:
+                self._take_back()
+        connection = super()._connect()
+        self._owners[self.conn_key(connection)] = threading.current_thread()
+        return connection
+
+    def _take_back(self) -> None:
+        """Close what threads kept that have ended: nobody else would."""
+        for key, thread in list(self._owners.items()):
+            if not thread.is_alive():
+                del self._owners[key]
+                if (kept := self._in_use.pop(key, None)) is not None:
+                    self._close_raw(kept.connection)
 
     def break_off(self) -> None:
         """End the calls of other threads that still wait for the server."""

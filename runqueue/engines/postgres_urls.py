@@ -17,6 +17,8 @@ except ImportError:  # the extra `postgres` is not installed
     psycopg = None  # type: ignore[assignment]
 
 _CONNECTION: Final = {
+    # Whatever $PGCLIENTENCODING, the database or the role says.
+    "client_encoding": "UTF8",
     "application_name": "runqueue",
     # A host that is cut off answers nothing: whoever waits for it must hear so in seconds, for
     # a lease may be running out meanwhile.
@@ -71,10 +73,12 @@ def read(url: str, busy_timeout: float) -> Address:
 def of(database: peewee.PostgresqlDatabase) -> Address:
     """Return how the caller's own Peewee database connects."""
     _need_driver()
+    # The driver has parameters of its own, which libpq does not know.
+    known_to_libpq = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
     given = {
         key: value
         for key, value in database.connect_params.items()
-        if isinstance(value, (str, int)) and not isinstance(value, bool)
+        if key in known_to_libpq and value is not None
     }
     name = str(database.database)
     is_url = name.startswith("postgresql://")

@@ -36,6 +36,7 @@ PLANS = {
     "RESUME_SESSION": SESSION,
     "LOCK_SESSION": SESSION,
     "LOCK_SESSION_TO_DELETE": SESSION,
+    "KEEP_SESSION": SESSION,
     "LOCK_RUNNER": RUNNER,
     "PENDING_OF_SESSION": "idx_runs_session_pending (session_id=?)",
     "SET_DEMANDS": RUN,

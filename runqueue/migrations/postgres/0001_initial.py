@@ -69,7 +69,8 @@ TABLES = (
         project_dir {TEXT},
         parent_session_id {TEXT},
         execution_mode {TEXT} NOT NULL DEFAULT 'sync' {one_of("execution_mode", MODES)},
-        demands {TEXT} CONSTRAINT demands_object CHECK (json_typeof(demands::json) = 'object'),
+        demands {TEXT} CONSTRAINT demands_object CHECK (json_typeof(demands::json) = 'object')
+            CONSTRAINT demands_size CHECK (octet_length(demands) + octet_length(run_id) <= 2620),
         status {TEXT} NOT NULL DEFAULT 'pending' {one_of("status", STATUSES)},
         runner_id {TEXT},
         error {TEXT},
