@@ -7,7 +7,6 @@ whether it serves it, and claims by the texts that it serves.
 from __future__ import annotations
 
 import logging
-import math
 import random
 import threading
 import time
@@ -178,6 +177,7 @@ class Claim:
         self.is_over = False
         """Whether a report was committed, or the claim found to be lost."""
         self._is_reported = False
+        self._attempt: tuple[str, dict[str, Any]] | None = None
         self._is_started = False
         self._to_end = threading.Event()
         self._on_stop: Callable[[], None] | None = None
@@ -244,9 +244,9 @@ class Claim:
     def __enter__(self) -> Run:
         """Start. Raises StaleClaim when a stop came first, which is then confirmed."""
         try:
-            self.start()
+            self.insist(self.start)
         except IllegalMove as error:
-            self.confirm_stop()
+            self.insist(self.confirm_stop)
             raise StaleClaim(f"run {self.run.run_id} was stopped before it started") from error
         return self.run
 
@@ -255,10 +255,18 @@ class Claim:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
-        """Complete, fail with the exception, or confirm a stop; what was reported stays."""
+    ) -> bool:
+        """Complete, fail with the exception, or confirm a stop; what was reported stays.
+
+        A report that met a lost database is repeated, and its error goes no further: the work
+        was done.
+        """
         if self._is_reported or self.is_over:
-            return
+            return False
+        if self._attempt is not None and isinstance(error, StorageError) and error.retryable:
+            name, values = self._attempt
+            self.insist(lambda: self._end(name, **values))
+            return True
         if error is None:
             self.insist(lambda: self._confirm_or(self.complete))
         else:
@@ -268,20 +276,22 @@ class Claim:
                 self.insist(lambda: self._confirm_or(lambda: self.fail(text)))
             except (StaleClaim, RunNotFound) as refusal:
                 raise refusal from error
+        return False
 
-    def insist(self, report: Callable[[], None], patience: float = math.inf) -> None:
+    def insist(
+        self, report: Callable[[], None], may_go_on: Callable[[], bool] = lambda: True
+    ) -> None:
         """Repeat a report while the database is away: the work is done, only its end is not told.
 
-        Gives up after `patience` seconds, and in a transaction of the caller's at once.
+        Gives up once it may not go on, and in a transaction of the caller's at once.
         """
-        began = time.monotonic()
         for pause in pauses():
             try:
                 report()
                 return
             except StorageError as error:
-                is_late = time.monotonic() - began > patience
-                if not error.retryable or is_late or self._store.database.in_transaction():
+                is_lasting = error.retryable and not self._store.database.in_transaction()
+                if not is_lasting or not may_go_on():
                     raise
                 log.warning("run %s: its report waits: %s", self.fence.run_id, error)
             time.sleep(pause)
@@ -314,6 +324,7 @@ class Claim:
         self._store.database.after_commit(self.end)
 
     def _end(self, name: str, **values: Any) -> None:
+        self._attempt = name, values
         self._report(name, self._now(), **values)
         self.end_on_commit()
 

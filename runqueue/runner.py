@@ -220,12 +220,18 @@ class Runner:
             waits = claims.pauses()
             if claim is None:
                 continue
-            if claim.stop_requested:
+            if self._was_stopped(claim):
                 # It cannot be started any more, and its `with` would end the caller's loop.
                 with suppress(RunqueueError):
                     claim.confirm_stop()
             else:
                 yield claim
+
+    def _was_stopped(self, claim: Claim) -> bool:
+        try:
+            return claim.stop_requested
+        except StorageError:  # whoever enters the claim waits for the database, and then sees it
+            return False
 
     def _take(self, limit: int) -> list[Claim]:
         runs = claims.claim_many(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import time
@@ -21,6 +20,10 @@ log = logging.getLogger("runqueue.runner")
 
 LAST_WORD: Final = 10.0
 """Seconds for which a runner that was told to end goes on trying to report."""
+
+
+HANG: Final = 5.0
+"""Seconds without anything left to do after which a runner that does not end hangs."""
 
 
 class Slots:
@@ -47,6 +50,7 @@ class Slots:
         self._threads: set[threading.Thread] = set()
         self._is_shutting_down = False
         self._ended_at: float | None = None
+        self._quiet_since: float | None = None
 
     def shut_down(self) -> None:
         """Claim nothing more, let runs finish for `drain` seconds, then end them.
@@ -61,6 +65,21 @@ class Slots:
         timer = threading.Timer(self._drain, self._end_runs)
         timer.daemon = True
         timer.start()
+
+    def hangs(self) -> bool:
+        """Whether a runner that was told to end hangs in a call that is never answered.
+
+        To be asked again and again. No agent is at work then, and what is not reported is
+        resolved when the lease is over.
+        """
+        moment = time.monotonic()
+        with self._lock:
+            if self._executions or (self._threads and self._ended_at is None):
+                self._quiet_since = None
+                return False
+            left = LAST_WORD if self._threads else 0.0
+        self._quiet_since = self._quiet_since or moment
+        return moment - self._quiet_since > left + HANG
 
     def serve(self) -> None:
         """Claim and execute until the runner drains and its last run has been reported.
@@ -149,9 +168,9 @@ class Slots:
 
     def _execute(self, claim: Claim) -> None:
         try:
-            claim.insist(claim.start)
+            claim.insist(claim.start, self._has_time_to_report)
         except IllegalMove:  # a stop came first: there is nothing to end yet
-            claim.insist(claim.confirm_stop)
+            claim.insist(claim.confirm_stop, self._has_time_to_report)
             return
         run = claim.run
         log.info("run %s of session %s started", run.run_id, run.session_id)
@@ -201,7 +220,10 @@ class Slots:
                 )
 
     def _insist(self, claim: Claim, report: Callable[[], None]) -> None:
-        claim.insist(report, math.inf if self._ended_at is None else LAST_WORD)
+        claim.insist(report, self._has_time_to_report)
+
+    def _has_time_to_report(self) -> bool:
+        return self._ended_at is None or time.monotonic() - self._ended_at < LAST_WORD
 
     def _environment(self, run: Run) -> dict[str, str]:
         environment = dict(os.environ)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,7 +26,10 @@ from runqueue.cli.base import (
     version_option,
 )
 from runqueue.cli.daemon import LEVELS
-from runqueue.errors import ConfigurationError
+from runqueue.errors import ConfigurationError, StorageLost
+
+if TYPE_CHECKING:
+    from runqueue.slots import Slots
 
 log = logging.getLogger("runqueue.runner")
 
@@ -107,8 +114,14 @@ def runner(
         properties=gather(properties),
     )
     work = Slots(queue.store, registered, command, slots=slots, stop_grace=stop_grace, drain=drain)
+
+    def end() -> None:
+        work.shut_down()
+        watch = threading.Thread(target=_end_if_hanging, args=(work,), daemon=True)
+        watch.start()
+
     # Before it is registered: whoever sees it there may send a signal at once.
-    with on_ending(work.shut_down), registered:
+    with on_ending(end), registered:
         log.info(
             "runner %s serves %s; slots: %d, tags: %s",
             registered.runner_id,
@@ -118,6 +131,14 @@ def runner(
         )
         work.serve()
     log.info("runner %s ended", registered.runner_id)
+
+
+def _end_if_hanging(work: Slots) -> None:
+    while not work.hangs():
+        time.sleep(0.1)
+    log.error("the runner ends without signing off, for the database does not answer")
+    logging.shutdown()
+    os._exit(StorageLost.exit_code)
 
 
 name_variables(runner)

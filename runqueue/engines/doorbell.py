@@ -100,6 +100,7 @@ class Doorbell:
             self._lock.wait_for(
                 lambda: self._thread is None or not (self._to_send or self._is_sending), timeout
             )
+            self._to_send.clear()  # if the server is away, nobody is there to be told
 
     def abandon(self) -> Any:
         """Forget everything in the child of a fork; return the connection, the parent's."""

@@ -79,7 +79,9 @@ class Database(PooledDatabase, _Driver):  # type: ignore[misc]
     def _is_closed(self, conn: Any) -> bool:
         # A server that ends a connection says so, and an idle connection has nothing else to
         # read: this asks the socket and not the server, which would cost a round trip a verb.
-        return conn.closed or _is_readable(conn.pgconn.socket)
+        if not conn.closed and _is_readable(conn.pgconn.socket):
+            self._close_raw(conn)
+        return bool(conn.closed)
 
     def _can_reuse(self, conn: Any) -> bool:
         return not self._is_closed(conn) and bool(self._adapter.is_connection_reusable(conn))

@@ -1,0 +1,190 @@
+"""Real processes on a PostgreSQL database, and what is told of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import psutil
+
+from runqueue import Queue
+from tests.helpers import ROOT, wait_until
+
+MODULES = {
+    "runqueue": "runqueue",
+    "runqueued": "runqueue.cli.daemon",
+    "runqueue-runner": "runqueue.cli.runner",
+}
+SLOW = 30.0
+"""Seconds for what takes an interpreter's start or several, on a machine that is busy."""
+AGENT = """
+read -r what rest
+echo "START $RUNQUEUE_RUN_ID" >> {ledger}
+$what $rest
+echo "DONE $RUNQUEUE_RUN_ID" >> {ledger}
+"""
+"""An agent that notes when it begins and ends, and does what the prompt says in between."""
+
+
+class Process:
+    """A command that was started, with what it says in a file."""
+
+    def __init__(self, argv: Sequence[str], log: Path, env: dict[str, str]) -> None:
+        self._log = log
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=env,
+                # A group of its own, so that a signal to it is a signal to nobody else.
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def wait(self, timeout: float = SLOW) -> int:
+        """Return the exit code; fails when the process does not end in time."""
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end within {timeout} s: {self.log}") from None
+
+    def end_within(self, seconds: float, number: int = signal.SIGTERM) -> int:
+        """Send a signal; return the exit code, if it comes in time."""
+        self._process.send_signal(number)
+        return self.wait(seconds)
+
+    def says(self, text: str, times: int = 1) -> None:
+        """Return when the process has said this so often."""
+        try:
+            wait_until(lambda: self.log.count(text) >= times or not self.is_alive, timeout=SLOW)
+        finally:
+            assert self.log.count(text) >= times, self.log
+
+    def destroy(self) -> None:
+        """End the process and whatever it started; harmless when it has ended."""
+        if not self.is_alive:
+            return
+        family = []
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(self.pid).children(recursive=True)
+        self._process.kill()
+        self._process.wait()
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+class Programs:
+    """Starts programs with none of the tester's own settings, and ends them all."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._started: list[Process] = []
+        (place / "empty.env").touch()
+        env = {name: value for name, value in os.environ.items() if name[:9] != "RUNQUEUE_"}
+        env |= {"RUNQUEUE_ENV_FILE": str(place / "empty.env"), "PYTHONPATH": str(ROOT)}
+        self._env = {**env, "PYTHONUNBUFFERED": "1"}
+
+    def execute(self, argv: Sequence[str]) -> Process:
+        log = self._place / f"process-{len(self._started)}.log"
+        process = Process(argv, log, self._env)
+        self._started.append(process)
+        return process
+
+    def start(self, program: str, url: str, *argv: str, prefix: Sequence[str] = ()) -> Process:
+        """Start one of the three programs; a prefix is a command that executes it."""
+        python = prefix or [sys.executable, "-m"]
+        return self.execute([*python, MODULES[program], "--db", url, *argv])
+
+    def daemon(self, url: str, *argv: str, prefix: Sequence[str] = ()) -> Process:
+        """Start a daemon and return when it sweeps."""
+        process = self.start("runqueued", url, "--interval", "0.2", *argv, prefix=prefix)
+        process.says(" sweeps ")
+        return process
+
+    def runner(
+        self,
+        url: str,
+        runner_id: str,
+        *argv: str,
+        command: Sequence[str] = ("sh",),
+        prefix: Sequence[str] = (),
+    ) -> Process:
+        """Start a runner and return when it is registered."""
+        argv = ("--runner-id", runner_id, *argv, "--", *command)
+        process = self.start("runqueue-runner", url, *argv, prefix=prefix)
+        process.says(" serves ")
+        return process
+
+    def close(self) -> None:
+        for process in self._started:
+            process.destroy()
+
+
+class Ledger:
+    """What agents did, in a file to which each appends its lines, whatever the database holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    @property
+    def agent(self) -> tuple[str, ...]:
+        return ("sh", "-c", AGENT.format(ledger=self.path))
+
+    def lines(self, word: str) -> list[str]:
+        """Return what follows a word at the beginning of a line."""
+        lines = self.path.read_text().splitlines()
+        return [line.partition(" ")[2] for line in lines if line.partition(" ")[0] == word]
+
+    def has(self, word: str, run_id: str) -> bool:
+        return run_id in self.lines(word)
+
+
+def check_history(queue: Queue, run_ids: Iterable[str], ledger: Ledger) -> None:
+    """Assert that every run was executed once, and claimed only when it was free to be."""
+    starts, ends = Counter(ledger.lines("START")), Counter(ledger.lines("DONE"))
+    for run_id in run_ids:
+        events = [event.status.value for event in queue.timeline(run_id)]
+        told = f"{run_id}: {events} {queue.get(run_id).error}"
+        assert events[-1] == "completed", told
+        assert events[-2] == "running", told
+        # Each claim but the last was given back: that it was made was lost with the server.
+        assert events[:-2] == ["pending", "claimed"] * (len(events[:-2]) // 2), told
+        assert (starts[run_id], ends[run_id]) == (1, 1), told
+
+
+@contextlib.contextmanager
+def frozen(pids: Iterable[int]) -> object:
+    """Stop processes, so that they neither answer nor refuse, and let them go on afterwards."""
+    stopped = list(pids)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield stopped
+    finally:
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def family(pid: int) -> list[int]:
+    """Return the pids of a process and of its descendants, the process first."""
+    process = psutil.Process(pid)
+    return [pid, *(child.pid for child in process.children(recursive=True))]
