@@ -165,7 +165,7 @@ def test_a_run_on_a_machine_that_is_cut_off_is_resolved_and_its_agent_ended(
     assert queue.wait(run.run_id, timeout=SLOW).status == "completed"
     assert runner.is_alive
     assert "Traceback" not in runner.log
-    assert runner.end_within(5) == 0
+    assert runner.end(5) == 0
 
 
 @pytest.mark.parametrize("how", KINDS)
@@ -212,8 +212,8 @@ def test_signals_end_processes_that_are_cut_off(
     try:
         began = time.monotonic()
         wait_until(lambda: time.monotonic() - began > LEASE)  # all calls hang by now
-        daemon_code = daemon.end_within(5.0)
-        runner_code = runner.end_within(5.0 + SLACK)
+        daemon_code = daemon.end(5.0)
+        runner_code = runner.end(5.0 + SLACK)
     finally:
         for machine in ("alpha", "gamma"):
             network.mend(machine, how)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,13 +13,9 @@ from pathlib import Path
 import psutil
 
 from runqueue import Queue
+from tests import processes
 from tests.helpers import ROOT, wait_until
 
-MODULES = {
-    "runqueue": "runqueue",
-    "runqueued": "runqueue.cli.daemon",
-    "runqueue-runner": "runqueue.cli.runner",
-}
 SLOW = 30.0
 """Seconds for what takes an interpreter's start or several, on a machine that is busy."""
 AGENT = """
@@ -32,42 +27,12 @@ echo "DONE $RUNQUEUE_RUN_ID" >> {ledger}
 """An agent that notes when it begins and ends, and does what the prompt says in between."""
 
 
-class Process:
-    """A command that was started, with what it says in a file."""
+class Process(processes.Process):
+    """A program that says what it does."""
 
-    def __init__(self, argv: Sequence[str], log: Path, env: dict[str, str]) -> None:
-        self._log = log
-        with log.open("wb") as file:
-            self._process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=env,
-                # A group of its own, so that a signal to it is a signal to nobody else.
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace")
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def wait(self, timeout: float = SLOW) -> int:
-        """Return the exit code; fails when the process does not end in time."""
-        try:
-            return self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it did not end within {timeout} s: {self.log}") from None
-
-    def end_within(self, seconds: float, number: int = signal.SIGTERM) -> int:
-        """Send a signal; return the exit code, if it comes in time."""
-        self._process.send_signal(number)
-        return self.wait(seconds)
+    def end(self, seconds: float) -> int:
+        """Ask it to end; return the exit code, if it comes in time."""
+        return self.end_within(signal.SIGTERM, seconds)
 
     def says(self, text: str, times: int = 1) -> None:
         """Return when the process has said this so often."""
@@ -75,19 +40,6 @@ class Process:
             wait_until(lambda: self.log.count(text) >= times or not self.is_alive, timeout=SLOW)
         finally:
             assert self.log.count(text) >= times, self.log
-
-    def destroy(self) -> None:
-        """End the process and whatever it started; harmless when it has ended."""
-        if not self.is_alive:
-            return
-        family = []
-        with contextlib.suppress(psutil.Error):
-            family = psutil.Process(self.pid).children(recursive=True)
-        self._process.kill()
-        self._process.wait()
-        for process in family:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
 
 
 class Programs:
@@ -110,7 +62,7 @@ class Programs:
     def start(self, program: str, url: str, *argv: str, prefix: Sequence[str] = ()) -> Process:
         """Start one of the three programs; a prefix is a command that executes it."""
         python = prefix or [sys.executable, "-m"]
-        return self.execute([*python, MODULES[program], "--db", url, *argv])
+        return self.execute([*python, processes.MODULES[program], "--db", url, *argv])
 
     def daemon(self, url: str, *argv: str, prefix: Sequence[str] = ()) -> Process:
         """Start a daemon and return when it sweeps."""

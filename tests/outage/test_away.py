@@ -127,7 +127,7 @@ def test_sigterm_ends_a_daemon_in_time_while_the_server_is_away(
             daemon.says("the sweep failed")
         began = time.monotonic()
         wait_until(lambda: time.monotonic() - began > 1)  # a sweep begins, and may hang
-        assert daemon.end_within(ENDS_WITHIN) == 0
+        assert daemon.end(ENDS_WITHIN) == 0
     assert "Traceback" not in daemon.log
 
 
@@ -155,7 +155,7 @@ def test_sigterm_ends_a_runner_in_time_while_the_server_is_away(
             if how == "refuses":
                 runner.says("its report waits")
         limit = 0.5 + (11 if work != "idle" else 0) + ENDS_WITHIN + SLACK
-        assert runner.end_within(limit) in (0, 75), runner.log
+        assert runner.end(limit) in (0, 75), runner.log
     assert "Traceback" not in runner.log
 
 

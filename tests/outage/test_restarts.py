@@ -139,7 +139,7 @@ def test_three_crashes_under_load_lose_and_double_nothing(
     claims = Counter(ledger.lines("CLAIM"))
     assert not [claim for claim, times in claims.items() if times > 1]
     for process in (daemon, *runners):
-        assert process.end_within(5) == 0, process.log
+        assert process.end(5) == 0, process.log
 
 
 def test_a_run_at_work_is_reported_once_the_server_is_back(

@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,7 +127,7 @@ def test_ended_at_any_moment_it_leaves_no_traceback(
     moments = random.Random(20261124)
     for _ in range(10):
         process = start("runqueued", "--interval", "0.05")
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(AssertionError):
             process.wait(moments.uniform(0.02, 0.6))
         code = process.end_within(signal.SIGTERM, ENDS_WITHIN)
         # Before its handler is there, a signal has its default effect.
