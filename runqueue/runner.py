@@ -389,6 +389,8 @@ class Runner:
             log.warning("runner %s was silent for longer than its lease", self.runner_id)
             self._notify_stops()
         self._lease, self._answered_at = lease, sent
+        if lease_until <= now:
+            self._bell.ring((Wake.WORK,))  # it may claim again
         if state == "draining":
             self._drain_as_asked()
         return True
@@ -400,10 +402,11 @@ class Runner:
 
     def _may_claim(self) -> bool:
         row = self._row()
-        if row is not None and row[0] == "online":
-            return True
-        self._drain_as_asked()
-        return False
+        if row is None or row[0] != "online":
+            self._drain_as_asked()
+            return False
+        # Past its lease, what it claims is taken from it at once; a heartbeat must come first.
+        return time.monotonic() < self._answered_at + self._lease
 
     def _end_agents(self) -> None:
         for claim in self.held:

@@ -137,7 +137,8 @@ class Postgres(base.Engine):
 
     def abandon(self) -> list[Any]:
         database = self.database
-        database._lock = threading.Lock()  # type: ignore[attr-defined]
+        if not isinstance(database, Database):
+            database._lock = threading.Lock()  # type: ignore[attr-defined]
         inherited = [self._doorbell.abandon()]
         if not database.is_closed():
             inherited.append(database.connection())
@@ -146,6 +147,7 @@ class Postgres(base.Engine):
             inherited.append(list(database._in_use.values()))
             database._pool_lock = threading.RLock()
             database._pool_available = threading.Condition(database._pool_lock)
+            database._connecting = 0
         database.dispose()
         self._clock = self._new_clock()
         return inherited

@@ -7,11 +7,12 @@ import os
 import select
 import socket
 import threading
-from contextlib import suppress
+import time
+from contextlib import nullcontext, suppress
 from typing import Any, Final
 
 import peewee
-from playhouse.pool import PooledDatabase
+from playhouse.pool import MaxConnectionsExceeded, PoolConnection, PooledDatabase
 
 try:
     import psycopg
@@ -49,6 +50,7 @@ class _Driver(peewee.PostgresqlDatabase):
     """New connections, with our settings."""
 
     lock_timeout = 10.0
+    _max_connections: int
 
     def _connect(self) -> Any:
         connection = super()._connect()  # type: ignore[misc]
@@ -67,6 +69,7 @@ class Database(PooledDatabase, _Driver):  # type: ignore[misc]
     def __init__(self, address: str, busy_timeout: float, **options: Any) -> None:
         self.lock_timeout = busy_timeout
         self._owners: dict[Any, threading.Thread] = {}
+        self._connecting = 0
         super().__init__(
             address,
             prefer_psycopg3=True,
@@ -75,6 +78,9 @@ class Database(PooledDatabase, _Driver):  # type: ignore[misc]
             timeout=max(1, math.ceil(busy_timeout)),
             **options,
         )
+        # What it guards is the thread's own; held while one thread waits for the server to
+        # answer, it would keep all others from giving back the connections that they have.
+        self._lock = nullcontext()
 
     def _is_closed(self, conn: Any) -> bool:
         # A server that ends a connection says so, and an idle connection has nothing else to
@@ -94,8 +100,40 @@ class Database(PooledDatabase, _Driver):  # type: ignore[misc]
         with self._pool_lock:
             if len(self._in_use) >= POOL_SIZE:
                 self._take_back()
-        connection = super()._connect()
+            connection = self._reused()
+            if connection is None:
+                if len(self._in_use) + self._connecting >= POOL_SIZE:
+                    raise MaxConnectionsExceeded
+                self._connecting += 1
+        if connection is None:
+            connection = self._made()
         self._owners[self.conn_key(connection)] = threading.current_thread()
+        return connection
+
+    def _reused(self) -> Any:
+        """Return an idle connection, if there is a good one."""
+        limit, self._max_connections = self._max_connections, -1  # to make none
+        try:
+            return super()._connect()
+        except MaxConnectionsExceeded:
+            return None
+        finally:
+            self._max_connections = limit
+
+    def _made(self) -> Any:
+        """Return a new connection; until the server answers, no other thread is held up."""
+        connection = None
+        try:
+            connection = _Driver._connect(self)
+        finally:
+            with self._pool_lock:
+                self._connecting -= 1
+                if connection is None:
+                    self._pool_available.notify()
+                else:
+                    moment = time.time()
+                    entry = PoolConnection(moment, connection, moment)
+                    self._in_use[self.conn_key(connection)] = entry
         return connection
 
     def _take_back(self) -> None:
