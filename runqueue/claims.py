@@ -7,16 +7,16 @@ whether it serves it, and claims by the texts that it serves.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final
 
 from runqueue import demands, moves, statements, sweeper
+from runqueue.backoff import pauses
 from runqueue.database import Store, again
 from runqueue.demands import Capabilities
 from runqueue.engines.base import SessionTaken
@@ -27,20 +27,10 @@ from runqueue.states import Actor, Status
 
 log = logging.getLogger("runqueue.runner")
 
-BACK_OFF: Final = (0.1, 5.0)
-"""Shortest and longest pause, in seconds, between two tries while the database is away."""
 TRIES: Final = 5
 """How often a claim is tried when its session is taken by hand meanwhile."""
 LOOK_AROUND: Final = 1.0
 """Seconds after which also a busy runner looks for demand texts that it has not seen."""
-
-
-def pauses() -> Iterator[float]:
-    """Yield ever longer random pauses, in seconds, so that those who wait do not come at once."""
-    longest = BACK_OFF[0]
-    while True:
-        yield random.uniform(BACK_OFF[0], longest)
-        longest = min(2 * longest, BACK_OFF[1])
 
 
 class Matcher:

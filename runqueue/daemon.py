@@ -20,7 +20,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
 from runqueue import clock, retention, statements, sweeper
-from runqueue.claims import pauses
+from runqueue.backoff import pauses
 from runqueue.errors import RunqueueError, StorageLost
 from runqueue.queue import Queue
 from runqueue.settings import BEATS_PER_LEASE

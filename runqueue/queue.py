@@ -14,7 +14,7 @@ from typing import Any
 import peewee
 
 from runqueue import clock, enqueue, moves, reading, retention, schema, sweeper, why
-from runqueue.claims import pauses
+from runqueue.backoff import pauses
 from runqueue.database import Store, open_store
 from runqueue.enqueue import Request
 from runqueue.errors import RunNotFound, RunqueueError, StorageError, WaitTimeout

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from runqueue import claims, clock, demands, incarnation, statements, sweeper
+from runqueue.backoff import BACK_OFF, pauses
 from runqueue.claims import Claim
 from runqueue.database import Store
 from runqueue.demands import Capabilities
@@ -207,7 +208,7 @@ class Runner:
         A claim whose stop came before its start is confirmed and not yielded; one that comes
         in the instant between makes entering the claim raise StaleClaim.
         """
-        waits = claims.pauses()
+        waits = pauses()
         while not self._draining.is_set():
             try:
                 claim = self.claim(timeout=LOOK_AGAIN)
@@ -217,7 +218,7 @@ class Runner:
                 log.warning("runner %s: %s", self.runner_id, error)
                 self._draining.wait(next(waits))
                 continue
-            waits = claims.pauses()
+            waits = pauses()
             if claim is None:
                 continue
             if self._was_stopped(claim):
@@ -413,7 +414,7 @@ class Runner:
             claim.notify_stop()
 
     def _watch_stops(self) -> None:
-        watch, waits = None, claims.pauses()
+        watch, waits = None, pauses()
         try:
             while not self._closed.is_set():
                 if not self._holds.wait(LOOK_AGAIN):
@@ -423,7 +424,7 @@ class Runner:
                     if self._closed.is_set():  # and rung, before this watch could hear it
                         return
                     self._notify_stops()
-                    waits = claims.pauses()
+                    waits = pauses()
                     self._closed.wait(STOP_GAP)
                     watch.wait(LOOK_AGAIN)
                 except StorageError:
@@ -431,7 +432,7 @@ class Runner:
                     self._closed.wait(next(waits))
                 except Exception:
                     log.exception("runner %s cannot look for stops", self.runner_id)
-                    self._closed.wait(claims.BACK_OFF[1])
+                    self._closed.wait(BACK_OFF[1])
         finally:
             if watch is not None:
                 watch.close()

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from runqueue.claims import Claim, pauses
+from runqueue.backoff import pauses
+from runqueue.claims import Claim
 from runqueue.database import Store
 from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
 from runqueue.executor import Execution, Outcome

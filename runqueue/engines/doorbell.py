@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import random
 import select
 import threading
 import time
@@ -19,6 +18,7 @@ import weakref
 from contextlib import closing, suppress
 from typing import Any, Final
 
+from runqueue.backoff import pauses
 from runqueue.bell import Bell
 from runqueue.states import Wake
 
@@ -36,8 +36,6 @@ LOOK_ROUND: Final = 5.0
 """Seconds after which the thread sees that a watcher is gone that did not say so."""
 LINGER: Final = 0.5
 """Seconds for which the connection is kept when nobody listens and nothing is to be sent."""
-BACK_OFF: Final = (0.1, 5.0)
-"""Shortest and longest pause, in seconds, between two tries to connect."""
 
 
 _doorbells: weakref.WeakSet[Doorbell] = weakref.WeakSet()
@@ -126,7 +124,7 @@ class Doorbell:
                 os.write(self._wake_up, b".")
 
     def _serve(self, reader: int) -> None:
-        pause = BACK_OFF[0]
+        waits = pauses()
         try:
             while True:
                 self._connection = None
@@ -136,9 +134,8 @@ class Doorbell:
                 except Exception as error:  # noqa: BLE001 - whatever it is, others must be told
                     log.debug("the doorbell is silent: %s", type(error).__name__)
                     if self._connection is not None:
-                        pause = BACK_OFF[0]
-                _await([reader], random.uniform(BACK_OFF[0], pause))
-                pause = min(2 * pause, BACK_OFF[1])
+                        waits = pauses()
+                _await([reader], next(waits))
                 if self._is_over():
                     return
         finally:

@@ -170,7 +170,7 @@ def test_the_loop_survives_a_database_that_is_away(
             raise StorageBusy("another process is writing to the database")
         return real(limit)
 
-    monkeypatch.setattr("runqueue.claims.BACK_OFF", (0.001, 0.002))
+    monkeypatch.setattr("runqueue.backoff.BACK_OFF", (0.001, 0.002))
     monkeypatch.setattr(runner, "_take", take_at_the_second_try)
     for claim in runner:
         with claim as seen:

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 
-import psutil
 import pytest
 
 from runqueue import Queue, clock
 from tests.helpers import LONG, events_of, status_of, wait_until
 from tests.machines.conftest import CLOCKS, HOUR, LEASE
 from tests.machines.network import Network
-from tests.outage.processes import SLOW, Ledger, Process, Programs, family
+from tests.outage.processes import SLOW, Ledger, Process, Programs, agents
 
 SLACK = 2.0
 """Seconds that a busy machine may take more."""
@@ -22,22 +21,10 @@ PROMPT = 1.0
 KINDS = ("pulled", "silent")
 
 
-def _agents(process: Process) -> list[int]:
-    """The agents of a runner that sleep for long."""
-    found = []
-    for pid in family(process.pid):
-        try:
-            if psutil.Process(pid).cmdline()[:2] == ["sleep", "600"]:
-                found.append(pid)
-        except psutil.Error:
-            pass
-    return found
-
-
 def _begin_long(queue: Queue, runner: Process, machine: str) -> str:
     run = queue.enqueue("sleep 600", demands={"hostname": machine})
     wait_until(lambda: status_of(queue, run) == "running", timeout=SLOW)
-    wait_until(lambda: _agents(runner))
+    wait_until(lambda: agents(runner))
     return run.run_id
 
 
@@ -122,7 +109,7 @@ def test_machines_wake_each_other(
         run_id = _begin_long(queue, runner, "alpha")
         began = time.monotonic()
         queue.stop(run_id)
-        wait_until(lambda: not _agents(runner))
+        wait_until(lambda: not agents(runner))
         delays.append(time.monotonic() - began)
         assert queue.wait(run_id, timeout=LONG).status == "stopped"
     assert sorted(delays)[1] < PROMPT, delays
@@ -144,7 +131,7 @@ def test_a_run_on_a_machine_that_is_cut_off_is_resolved_and_its_agent_ended(
     network.cut("alpha", how)
     try:
         began = time.monotonic()
-        wait_until(lambda: not _agents(runner), timeout=LEASE + 1 + SLACK)
+        wait_until(lambda: not agents(runner), timeout=LEASE + 1 + SLACK)
         assert time.monotonic() - began > LEASE / 2  # not at once, for it may come back
         for lost in (run_id, second):
             ended = queue.wait(lost, timeout=SLOW)

@@ -140,3 +140,15 @@ def family(pid: int) -> list[int]:
     """Return the pids of a process and of its descendants, the process first."""
     process = psutil.Process(pid)
     return [pid, *(child.pid for child in process.children(recursive=True))]
+
+
+def agents(process: Process) -> list[int]:
+    """The agents of a runner that sleep for long."""
+    found = []
+    for pid in family(process.pid):
+        try:
+            if psutil.Process(pid).cmdline()[:2] == ["sleep", "600"]:
+                found.append(pid)
+        except psutil.Error:
+            pass
+    return found

@@ -12,7 +12,7 @@ import runqueue
 from runqueue import Queue
 from tests.helpers import status_of, wait_until
 from tests.outage.conftest import Server
-from tests.outage.processes import SLOW, Ledger, Process, Programs, family, frozen
+from tests.outage.processes import SLOW, Ledger, Programs, agents, family, frozen
 
 ENDS_WITHIN = 5.0
 """Seconds within which a daemon promises to end."""
@@ -168,11 +168,11 @@ def test_an_agent_ends_with_its_lease_while_the_server_is_away(
     runner = programs.runner(url, "one", *options, command=ledger.agent)
     runs = [queue.enqueue("sleep 600") for _ in range(2)]
     wait_until(lambda: len(queue.find(status="running")) == 2)
-    wait_until(lambda: len(_agents(runner)) == 2)
+    wait_until(lambda: len(agents(runner)) == 2)
     queue.close()
     with _away(server, how):
         began = time.monotonic()
-        wait_until(lambda: not _agents(runner), timeout=LEASE + 1 + SLACK)
+        wait_until(lambda: not agents(runner), timeout=LEASE + 1 + SLACK)
         assert time.monotonic() - began > LEASE / 3 - 0.5  # not at once, for it may come back
     for run in runs:
         ended = queue.wait(run.run_id, timeout=SLOW)
@@ -181,16 +181,3 @@ def test_an_agent_ends_with_its_lease_while_the_server_is_away(
     run = queue.enqueue("true")
     assert queue.wait(run.run_id, timeout=SLOW).status == "completed"
     assert runner.is_alive
-
-
-def _agents(runner: Process) -> list[int]:
-    import psutil
-
-    found = []
-    for pid in family(runner.pid):
-        try:
-            if psutil.Process(pid).cmdline()[:2] == ["sleep", "600"]:
-                found.append(pid)
-        except psutil.Error:
-            pass
-    return found

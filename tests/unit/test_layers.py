@@ -19,7 +19,7 @@ PACKAGE = ROOT / "runqueue"
 
 ROWS = (
     ("_version", "errors", "signals"),
-    ("states", "clock", "ids", "demands", "settings", "incarnation", "bell", "grants"),
+    ("states", "clock", "ids", "demands", "settings", "incarnation", "bell", "backoff", "grants"),
     (
         *("engines", "engines.base", "engines.doorbell", "engines.server_clock"),
         *("engines.sqlite", "engines.sqlite_files", "engines.sqlite_turns"),
