@@ -20,6 +20,30 @@ from tests import postgres
 from tests.helpers import LONG, MovableClock, wait_until
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("runqueue")
+    group.addoption(
+        "--long", action="store_true", help="chaos tests and simulations in full, none skipped"
+    )
+    group.addoption("--seed", type=int, help="replay the simulation of this one seed")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A chaos test that is skipped in the long form is a promise that nobody looked at."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.skipped and item.config.getoption("--long") and item.get_closest_marker("chaos"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped: {report.longrepr[2]}"
+
+
+@pytest.fixture
+def is_long(request: pytest.FixtureRequest) -> bool:
+    """Whether the chaos tests are to be executed in full."""
+    return bool(request.config.getoption("--long"))
+
+
 class OtherProgram:
     """A connection as any program opens it: the plain driver, with the driver's settings."""
 

@@ -61,8 +61,11 @@ def wait_until(predicate: Callable[[], object], timeout: float = LONG) -> None:
 
 
 @contextmanager
-def in_background(queue: Queue, function: Callable[[], T]) -> Iterator[Future[T]]:
-    """Call a function in a thread while the body is executed; yield its future result."""
+def in_background(function: Callable[[], T], *queues: Queue) -> Iterator[Future[T]]:
+    """Call a function in a thread while the body is executed; yield its future result.
+
+    The connections that the thread opens on these queues are closed at its end.
+    """
     future: Future[T] = Future()
 
     def work() -> None:
@@ -71,7 +74,8 @@ def in_background(queue: Queue, function: Callable[[], T]) -> Iterator[Future[T]
         except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
             future.set_exception(error)
         finally:
-            queue.close()
+            for queue in queues:
+                queue.close()
 
     thread = threading.Thread(target=work, name="test-background", daemon=True)
     thread.start()

@@ -39,7 +39,7 @@ def test_a_drain_ends_a_loop_that_waits(
     queue: Queue, runner: Runner, parked: threading.Event
 ) -> None:
     """The loop of an idle runner ends at once when it is drained from another thread."""
-    with in_background(queue, lambda: list(runner)) as looped:
+    with in_background(lambda: list(runner), queue) as looped:
         assert parked.wait(LONG)
         runner.drain()
         assert looped.result(LONG) == []

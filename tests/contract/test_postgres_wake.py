@@ -128,7 +128,7 @@ def test_a_runner_claims_what_another_process_or_program_enqueues_without_pollin
         ),
     ):
         parked.clear()
-        with in_background(queue, lambda: runner.claim(timeout=3 * LONG)) as claimed:
+        with in_background(lambda: runner.claim(timeout=3 * LONG), queue) as claimed:
             assert parked.wait(LONG)
             write()
             assert claimed.result(LONG) is not None
@@ -162,7 +162,7 @@ def test_the_doorbell_begins_again_when_its_connection_is_cut(
 ) -> None:
     """And what was told meanwhile is looked for."""
     runner = open_runner()
-    with in_background(queue, lambda: runner.claim(timeout=3 * LONG)) as claimed:
+    with in_background(lambda: runner.claim(timeout=3 * LONG), queue) as claimed:
         assert parked.wait(LONG)
         with psycopg.connect(database_url, autocommit=True) as other:
             listening = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"

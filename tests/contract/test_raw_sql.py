@@ -155,7 +155,7 @@ def test_a_waiting_claim_is_woken_by_an_inserted_run(
     queue: Queue, runner: Runner, other: OtherProgram, parked: threading.Event
 ) -> None:
     """A runner need not be told by us that there is work."""
-    with in_background(queue, lambda: runner.claim(timeout=LONG)) as claimed:
+    with in_background(lambda: runner.claim(timeout=LONG), queue) as claimed:
         assert parked.wait(LONG)
         other.execute(MINIMAL, "run_test", "ses_a", YEAR)
         assert claimed.result(LONG).run.run_id == "run_test"

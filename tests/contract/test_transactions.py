@@ -80,7 +80,7 @@ def test_a_waiting_runner_gets_the_run_when_the_caller_commits(
     queue: Queue, runner: Runner, parked: threading.Event
 ) -> None:
     """The runner is woken by the commit: before it there is nothing to claim."""
-    with in_background(queue, lambda: runner.claim(timeout=LONG)) as claimed:
+    with in_background(lambda: runner.claim(timeout=LONG), queue) as claimed:
         assert parked.wait(LONG)
         with queue.database.atomic():
             run = queue.enqueue("x")

@@ -38,7 +38,7 @@ def test_wait_is_woken_by_the_end_in_another_thread(
 ) -> None:
     """A caller in one thread gets the result that a runner reports in another."""
     run = queue.enqueue("x")
-    with in_background(queue, lambda: queue.wait(run.run_id, timeout=LONG)) as ended:
+    with in_background(lambda: queue.wait(run.run_id, timeout=LONG), queue) as ended:
         assert is_parked(parked)
         claim = start(runner)
         claim.complete("r")
@@ -50,7 +50,7 @@ def test_wait_is_not_ended_by_less_than_the_end(
 ) -> None:
     """Claimed, running and stopping are no ends."""
     run = queue.enqueue("x")
-    with in_background(queue, lambda: queue.wait(run.run_id, timeout=LONG)) as ended:
+    with in_background(lambda: queue.wait(run.run_id, timeout=LONG), queue) as ended:
         assert is_parked(parked)
         claim = start(runner)
         queue.stop(run.run_id)
@@ -65,7 +65,7 @@ def test_wait_is_woken_by_every_way_to_end(
 ) -> None:
     """A cancelled and an expired run wake their caller too."""
     run = queue.enqueue("x", timeout=5)
-    with in_background(queue, lambda: queue.wait(run.run_id, timeout=LONG)) as ended:
+    with in_background(lambda: queue.wait(run.run_id, timeout=LONG), queue) as ended:
         assert is_parked(parked)
         clock.advance(5)
         queue.stop(run.run_id) if end == "stop" else queue.sweep()
@@ -75,7 +75,7 @@ def test_wait_is_woken_by_every_way_to_end(
 def test_wait_is_woken_by_the_deletion_of_the_run(queue: Queue, parked: threading.Event) -> None:
     """A caller does not wait for ever for a run that does not exist any more."""
     run = queue.enqueue("x")
-    with in_background(queue, lambda: queue.wait(run.run_id, timeout=LONG)) as ended:
+    with in_background(lambda: queue.wait(run.run_id, timeout=LONG), queue) as ended:
         assert is_parked(parked)
         queue.delete_session(run.session_id)
         with pytest.raises(RunNotFound):
@@ -87,7 +87,7 @@ def test_wait_is_woken_from_another_process(
 ) -> None:
     """Another queue on the database, as another process has it, wakes the caller."""
     run = queue.enqueue("x")
-    with in_background(queue, lambda: queue.wait(run.run_id, timeout=LONG)) as ended:
+    with in_background(lambda: queue.wait(run.run_id, timeout=LONG), queue) as ended:
         assert is_parked(parked)
         connect().stop(run.run_id)
         assert ended.result(LONG).status == Status.STOPPED
@@ -97,7 +97,7 @@ def test_a_claim_is_woken_by_an_enqueue(
     queue: Queue, runner: Runner, parked: threading.Event
 ) -> None:
     """A waiting runner gets what is enqueued, not only what it finds when it looks again."""
-    with in_background(queue, lambda: runner.claim(timeout=LONG)) as claimed:
+    with in_background(lambda: runner.claim(timeout=LONG), queue) as claimed:
         assert is_parked(parked)
         run = queue.enqueue("x")
         assert claimed.result(LONG).run.run_id == run.run_id
@@ -107,7 +107,7 @@ def test_a_claim_is_woken_by_an_enqueue_of_another_process(
     queue: Queue, runner: Runner, connect: Callable[..., Queue], parked: threading.Event
 ) -> None:
     """The enqueuer and the runner need only the database in common."""
-    with in_background(queue, lambda: runner.claim(timeout=LONG)) as claimed:
+    with in_background(lambda: runner.claim(timeout=LONG), queue) as claimed:
         assert is_parked(parked)
         run = connect().enqueue("x")
         assert claimed.result(LONG).run.run_id == run.run_id
@@ -119,7 +119,7 @@ def test_a_claim_is_woken_by_a_release(
     """What another runner gives back is claimed at once."""
     queue.enqueue("x")
     claim = take(open_runner("other"))
-    with in_background(queue, lambda: runner.claim(timeout=LONG)) as claimed:
+    with in_background(lambda: runner.claim(timeout=LONG), queue) as claimed:
         assert is_parked(parked)
         claim.release()
         assert claimed.result(LONG).run.run_id == claim.run.run_id
@@ -132,7 +132,7 @@ def test_a_claim_is_woken_when_the_session_is_free(
     first = queue.enqueue("x")
     active = start(open_runner("other", hostname=runner.hostname))
     second = queue.enqueue("y", session_id=first.session_id)
-    with in_background(queue, lambda: runner.claim(timeout=LONG)) as claimed:
+    with in_background(lambda: runner.claim(timeout=LONG), queue) as claimed:
         assert is_parked(parked)
         active.complete()
         assert claimed.result(LONG).run.run_id == second.run_id
@@ -142,7 +142,7 @@ def test_a_claim_waits_on_when_the_new_run_is_not_for_it(
     queue: Queue, runner: Runner, parked: threading.Event
 ) -> None:
     """A run that the runner does not serve neither ends its wait nor becomes its claim."""
-    with in_background(queue, lambda: runner.claim(timeout=LONG)) as claimed:
+    with in_background(lambda: runner.claim(timeout=LONG), queue) as claimed:
         assert is_parked(parked)
         queue.enqueue("x", demands={"tags": ["gpu"]})
         assert not claimed.done()
@@ -154,7 +154,7 @@ def test_a_drain_ends_a_waiting_claim(
     queue: Queue, runner: Runner, parked: threading.Event
 ) -> None:
     """A runner that is to end does not wait its time out."""
-    with in_background(queue, lambda: runner.claim(timeout=3600)) as claimed:
+    with in_background(lambda: runner.claim(timeout=3600), queue) as claimed:
         assert is_parked(parked)
         runner.drain()
         assert claimed.result(LONG) is None

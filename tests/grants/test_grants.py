@@ -213,7 +213,7 @@ def test_the_claim_loop_sees_work_and_stops_and_drains(
                         wait_until(lambda claim=claim: claim.stop_requested)
             return seen
 
-        with in_background(queue, work) as future:
+        with in_background(work, queue) as future:
             first = operator.enqueue("first")
             assert operator.wait(first.run_id, timeout=10).status == "completed"
             second = operator.enqueue("to be stopped")

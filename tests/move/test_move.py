@@ -314,7 +314,7 @@ def test_waiting_is_woken_by_the_end_of_the_run(pair: tuple[Queue, Queue]) -> No
         move = lambda: moving.move(  # noqa: E731
             old.store, new.store, patience=LONG, report=lambda _: waits.set()
         )
-        with in_background(old, move) as future:
+        with in_background(move, old, new) as future:
             assert waits.wait(LONG)
             claim.complete("done")
             assert future.result(LONG)

@@ -169,7 +169,7 @@ def test_waits_survive_a_crash(server: Server, url: str, queue: Queue, programs:
     """`queue.wait` and `runqueue wait` return the result of a run that ends after it."""
     run = queue.enqueue("work")
     command = programs.start("runqueue", url, "wait", run.run_id)
-    with in_background(queue, lambda: queue.wait(run.run_id, timeout=2 * SLOW)) as waited:
+    with in_background(lambda: queue.wait(run.run_id, timeout=2 * SLOW), queue) as waited:
         # Both have asked once, and listen.
         wait_until(lambda: len(server.backends("outage")) >= 4, timeout=SLOW)
         server.stop("immediate")
