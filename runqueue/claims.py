@@ -142,6 +142,10 @@ def _claim_in(
     return runs
 
 
+_LATE: Final = {"complete": "result", "fail": "failure", "confirm": "confirmation"}
+"""Reports that are kept when they come too late, by the name of the move."""
+
+
 class Claim:
     """One claim of one run: the right to execute it, until it is reported or lost.
 
@@ -321,9 +325,19 @@ class Claim:
     def _report(self, name: str, now: str, **values: Any) -> str:
         try:
             return moves.make_owned(self._store, name, self.fence, now=now, **values)
-        except (StaleClaim, RunNotFound):
+        except StaleClaim:
+            self.keep_late(name, values.get("result", values.get("error")), now)
             self.end()
             raise
+        except RunNotFound:
+            self.end()
+            raise
+
+    def keep_late(self, name: str, text: str | None, now: str | None = None) -> None:
+        """Keep what was reported too late in the history of the run."""
+        if name in _LATE and not self.is_over:
+            now = now or self._now()
+            moves.keep_late(self._store, self.fence, _LATE[name], text, now=now)
 
 
 def finish_many(store: Store, finished: Iterable[tuple[Claim, str | None]]) -> list[Claim]:
@@ -331,22 +345,28 @@ def finish_many(store: Store, finished: Iterable[tuple[Claim, str | None]]) -> l
 
     Returns the claims that were refused, because they were lost; the others are completed.
     """
-    return _finish(store, list(finished))
+    reports = list(finished)
+    refused = _finish(store, reports)
+    for claim, result in reports:
+        if isinstance(refused.get(claim), StaleClaim):
+            claim.keep_late("complete", result)
+    for claim, _ in reports:
+        claim.end_on_commit()
+    return list(refused)
 
 
 @again
-def _finish(store: Store, reports: list[tuple[Claim, str | None]]) -> list[Claim]:
-    done, refused = [], []
+def _finish(
+    store: Store, reports: list[tuple[Claim, str | None]]
+) -> dict[Claim, StaleClaim | RunNotFound]:
+    refused: dict[Claim, StaleClaim | RunNotFound] = {}
     with store.transaction():
         lock_sessions(store, [claim.run.session_id for claim, _ in reports])
         for claim, result in reports:
-            done.append(claim)
             try:
                 claim.complete_with_others(result)
-            except (StaleClaim, RunNotFound):
-                refused.append(claim)
-    for claim in done:
-        claim.end_on_commit()
+            except (StaleClaim, RunNotFound) as refusal:
+                refused[claim] = refusal
     return refused
 
 

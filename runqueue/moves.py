@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final, NamedTuple
 
 from runqueue import statements
 from runqueue.database import Store, again
 from runqueue.errors import IllegalMove, RunNotFound, RunqueueError, StaleClaim
-from runqueue.states import MOVES, TERMINAL, Actor, Status, Wake
+from runqueue.states import LATE, MOVES, TERMINAL, Actor, Status, Wake
+
+log = logging.getLogger("runqueue.runner")
 
 ENQUEUE: Final = "enqueue"
 """What `record` calls a run's first event, which is no move."""
@@ -57,6 +60,20 @@ def make_owned(
             record(store, name, fence.run_id, now=now, actor=Actor.RUNNER, detail=detail)
             return str(rows[0][0])
         return _repeated_or_refused(store, name, fence, values)
+
+
+def keep_late(store: Store, fence: Fence, report: str, text: str | None, *, now: str) -> None:
+    """Keep a report that was refused, because the run was resolved meanwhile, as its event.
+
+    The event has the status that the run has, and enters none. An owner whose answer was lost
+    may keep it twice. What is another role's by now cannot be told of; then a warning says so.
+    """
+    detail = f"{LATE}{report} of runner {fence.runner_id}"
+    told = f"{detail}: {text}" if text else detail
+    with store.transaction():
+        kept = store.change(statements.KEEP_LATE, run_id=fence.run_id, at=now, detail=told)
+    if not kept:
+        log.warning("run %s: the %s cannot be kept", fence.run_id, detail)
 
 
 def _repeated_or_refused(store: Store, name: str, fence: Fence, values: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ from runqueue.errors import (
     StorageBusy,
     StorageError,
 )
+from runqueue.models import Run
 from runqueue.models import Runner as RunnerRow
 from runqueue.settings import BEATS_PER_LEASE, Settings
 from runqueue.signals import on_ending
@@ -77,6 +78,8 @@ class Runner:
         self.incarnation = incarnation.current()
         self._matcher = claims.Matcher(self.capabilities)
         self._lock = threading.Lock()
+        self._taking = threading.Lock()
+        self._may_own_more = False
         self._held: dict[str, Claim] = {}
         self._holds = threading.Event()
         self._draining = threading.Event()
@@ -235,23 +238,50 @@ class Runner:
             return False
 
     def _take(self, limit: int) -> list[Claim]:
-        runs = claims.claim_many(
-            self._store,
-            self._matcher,
-            self.runner_id,
-            limit,
-            now=self._now(),
-            moment=time.monotonic(),
-            may_claim=self._may_claim,
-        )
-        taken = [
-            Claim(self._store, run, self.capabilities, self._now, self._forget) for run in runs
-        ]
-        with self._lock:
-            self._held.update({claim.fence.run_id: claim for claim in taken})
-            if self._held:
-                self._holds.set()
+        # One thread at a time: what another has claimed and not noted yet looks forgotten.
+        with self._taking:
+            runs = self._find_again(limit) if self._may_own_more else []
+            if not runs:
+                runs = self._claim_new(limit)
+            taken = [
+                Claim(self._store, run, self.capabilities, self._now, self._forget) for run in runs
+            ]
+            with self._lock:
+                self._held.update({claim.fence.run_id: claim for claim in taken})
+                if self._held:
+                    self._holds.set()
         return taken
+
+    def _claim_new(self, limit: int) -> list[Run]:
+        try:
+            return claims.claim_many(
+                self._store,
+                self._matcher,
+                self.runner_id,
+                limit,
+                now=self._now(),
+                moment=time.monotonic(),
+                may_claim=self._may_claim,
+            )
+        except StorageError:
+            # It may have been committed, and only its answer lost.
+            self._may_own_more |= not self._store.database.in_transaction()
+            raise
+
+    def _find_again(self, limit: int) -> list[Run]:
+        """Return up to `limit` claims of this runner whose answer was lost; nobody else can."""
+        with self._store.transaction():
+            # Another process may have taken over the id, and what is claimed by it is that one's.
+            if not self._may_claim():
+                return []
+            rows = self._store.run(statements.NOT_STARTED, runner_id=self.runner_id)
+        runs = [Run.from_row(row, statements.CLAIM_COLUMNS) for row in rows]
+        held = {(claim.fence.run_id, claim.fence.claimed_at) for claim in self.held}
+        lost = [run for run in runs if (run.run_id, run.claimed_at) not in held]
+        self._may_own_more = len(lost) > limit
+        if lost:
+            log.warning("runner %s found %d of its claims again", self.runner_id, len(lost))
+        return lost[:limit]
 
     def _forget(self, claim: Claim) -> None:
         with self._lock:

@@ -19,7 +19,7 @@ from peewee import JOIN, SQL, Case, NodeList, Select, Value, fn
 from runqueue.database import Hole, Statement
 from runqueue.engines.base import Either
 from runqueue.models import Daemon, Event, Row, Run, Runner, Session
-from runqueue.states import ACTIVE, MOVES, TERMINAL, Status
+from runqueue.states import ACTIVE, MOVES, TERMINAL, Actor, Status
 
 
 def hole(name: str) -> Value:
@@ -176,6 +176,18 @@ RUN_STATUS: Final = Statement(lambda: Run.select(Run.status).where(Run.run_id ==
 EVENTS: Final = Statement(
     lambda: Event.select().where(Event.run == hole("run_id")).order_by(Event.event_id)
 )
+
+
+def _keep_late() -> Any:
+    """Add an event that enters no status: the run keeps the one that it has."""
+    late = Run.select(
+        Run.run_id, hole("at"), Run.status, literal(Actor.RUNNER), hole("detail")
+    ).where(Run.run_id == hole("run_id"))
+    columns = [Event.run, Event.at, Event.status, Event.actor, Event.detail]
+    return Event.insert_from(late, columns)
+
+
+KEEP_LATE: Final = Statement(_keep_late)
 
 
 def _move(name: str, where: Any, *returning: Any, **sets: Any) -> Any:
@@ -442,6 +454,16 @@ OWNED: Final = Statement(
         Run.runner_id == hole("runner_id"), _is_active(Run)
     )
 )
+NOT_STARTED: Final = Statement(
+    lambda: Run.select(*(getattr(Run, name) for name in CLAIM_COLUMNS)).where(
+        Run.runner_id == hole("runner_id"),
+        _is_active(Run),
+        _is_still(Run, (Status.CLAIMED, Status.STOPPING)),
+        Run.started_at.is_null(),
+        Run.claimed_at.is_null(False),
+    )
+)
+"""The claims of a runner that it has not begun to execute."""
 TAKE_OVER: Final = Statement(
     lambda: Runner.update(
         {
@@ -562,6 +584,8 @@ def _is_grace_over(run: Any) -> Any:
         Event.run == run.run_id,
         Event.status == literal(Status.STOPPING),
         Event.at > hole("grace_ago"),
+        # No runner asks for a stop; the late report of a former owner is no asking.
+        Event.actor != literal(Actor.RUNNER),
     )
     return ~_exists(recent)
 

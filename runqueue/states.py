@@ -125,6 +125,9 @@ ACTIVE: Final = frozenset({_C, _R, _S})
 TERMINAL: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.STOPPED})
 """Statuses that no move leaves."""
 
+LATE: Final = "late "
+"""How the detail of a run's event begins that enters no status, but keeps a refused report."""
+
 
 def diagram() -> str:
     """Return the Mermaid state diagram of `MOVES`."""

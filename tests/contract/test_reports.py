@@ -246,6 +246,72 @@ def test_late_complete_does_not_revive_a_settled_run(
     assert row_of(queue, claim.run) == before
 
 
+@pytest.mark.parametrize(
+    ("report", "detail"),
+    [
+        (lambda claim: claim.complete("a poem"), "late result of runner worker: a poem"),
+        (lambda claim: claim.complete(), "late result of runner worker"),
+        (lambda claim: claim.fail("no rhyme"), "late failure of runner worker: no rhyme"),
+        (lambda claim: claim.confirm_stop(), "late confirmation of runner worker"),
+    ],
+)
+def test_a_late_report_is_kept(
+    queue: Queue, runner: Runner, clock: MovableClock, report: Callable[[Claim], None], detail: str
+) -> None:
+    """It changes nothing, but what the agent produced stands in the history, once."""
+    run = queue.enqueue("x")
+    claim = start(runner)
+    clock.advance(31)
+    assert queue.sweep().lost == 1
+    before, events = row_of(queue, claim.run), queue.timeline(run.run_id)
+    clock.advance(1)
+    for _ in range(2):
+        with pytest.raises(StaleClaim):
+            report(claim)
+    assert row_of(queue, claim.run) == before
+    [late] = queue.timeline(run.run_id)[len(events) :]
+    assert (late.status, late.actor, late.at) == (Status.FAILED, "runner", clock.text())
+    assert late.detail == detail
+
+
+def test_late_results_of_a_batch_are_kept(queue: Queue, runner: Runner) -> None:
+    """Those that were refused, and only those."""
+    queue.enqueue_many([{"prompt": "x"}, {"prompt": "y"}])
+    first, second = claims = runner.claim_many(2)
+    queue.release(first.run.run_id)
+    queue.cancel(first.run.run_id)
+    assert runner.finish_many([(claim, "poem") for claim in claims]) == [first]
+    assert queue.timeline(first.run.run_id)[-1].detail == "late result of runner worker: poem"
+    assert queue.timeline(second.run.run_id)[-1].detail is None
+
+
+def test_late_starts_are_not_kept(queue: Queue, claim: Claim) -> None:
+    """Nothing was produced."""
+    queue.release(claim.run.run_id)
+    events = queue.timeline(claim.run.run_id)
+    for verb in ("start", "release"):
+        with pytest.raises(StaleClaim):
+            OWNERS_VERBS[verb](claim)
+    assert queue.timeline(claim.run.run_id) == events
+
+
+def test_a_late_report_does_not_lengthen_another_stop(
+    queue: Queue, runner: Runner, open_runner: Callable[..., Runner], clock: MovableClock
+) -> None:
+    """The grace of a stop counts from the asking, whatever a former owner tells meanwhile."""
+    run = queue.enqueue("x")
+    former = take(runner)
+    queue.release(run.run_id)
+    start(open_runner("successor"))
+    queue.stop(run.run_id)
+    clock.advance(9)
+    with pytest.raises(StaleClaim):
+        former.complete("too late")
+    assert queue.timeline(run.run_id)[-1].status == Status.STOPPING
+    clock.advance(2)
+    assert queue.sweep().settled == 1
+
+
 @pytest.mark.parametrize("status", sorted(TERMINAL))
 @pytest.mark.parametrize("verb", ["stop", "cancel", "release"])
 def test_terminal_is_final_for_everybody(

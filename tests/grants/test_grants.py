@@ -238,6 +238,39 @@ def test_batches_are_claimed_and_finished(
     assert len(operator.find(status="completed")) == 4
 
 
+def test_a_late_result_is_kept_as_long_as_the_run_is_the_roles(
+    place: Place, operator: Queue, connect: Callable[[str], Queue], team: str
+) -> None:
+    """What the daemon failed is still the role's; what another has claimed, it cannot see."""
+    lost, given = add(operator, "lost", "given")
+    with connect(team).runner("worker") as runner:
+        first, second = start(runner), take(runner)
+        operator.release(given.run_id)
+        place.clock.advance(31)
+        operator.sweep()
+        other = place.two if team == place.one else place.one
+        with connect(other).runner("another") as successor:
+            take(successor)
+            for claim, refusal in ((first, errors.StaleClaim), (second, errors.RunNotFound)):
+                with pytest.raises(refusal):
+                    claim.complete("a poem")
+            assert operator.timeline(lost.run_id)[-1].detail.endswith("of runner worker: a poem")
+            assert operator.timeline(given.run_id)[-1].detail == "another"
+
+
+def test_a_claim_whose_answer_was_lost_is_found_again(
+    operator: Queue, connect: Callable[[str], Queue], team: str
+) -> None:
+    """By the rights that the runner's role has."""
+    run = operator.enqueue("x")
+    with connect(team).runner("worker") as runner:
+        found = take(runner)
+        runner._forget(found)
+        runner._may_own_more = True
+        assert take(runner).fence == found.fence
+    assert status_of(operator, run) == "pending"
+
+
 def test_a_restart_with_the_same_id_takes_over(
     place: Place, operator: Queue, connect: Callable[[str], Queue], team: str
 ) -> None:

@@ -44,6 +44,8 @@ PLANS = {
     "LEASE_WANTED": "daemons",
     "RUNNER_STATE": RUNNER,
     "OWNED": "idx_runs_owner (runner_id=?)",
+    "NOT_STARTED": "idx_runs_owner (runner_id=?)",
+    "KEEP_LATE": RUN,
     "TAKE_OVER": RUNNER,
     "DRAIN_RUNNER": RUNNER,
     "DELETE_RUNNER": RUNNER,
