@@ -194,11 +194,6 @@ class Store:
                 if not self.database.in_transaction():
                     self.database.close()
 
-    def version_of_data(self) -> int:
-        """Return a number that changes when others have committed; see `Engine.poll`."""
-        with self.translated_errors():
-            return self.engine.version_of_data()
-
     def hurry(self, seconds: float) -> None:
         """Let no call of another thread wait for much longer than this."""
         self.engine.hurry(seconds)

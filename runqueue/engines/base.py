@@ -114,8 +114,6 @@ class Engine(ABC):
     """Whether many transactions write at once, each locking the rows that it changes."""
     begin: ClassVar[tuple[str, ...]]
     """How a transaction of ours begins, as arguments of Peewee's `atomic`."""
-    poll: float | None = None
-    """Seconds between two looks at `version_of_data`; None where changes are told to the bell."""
 
     def __init__(self, database: peewee.Database, url: str, address: str | None = None) -> None:
         self.database = database
@@ -156,15 +154,13 @@ class Engine(ABC):
         """Tell those who wait that something was committed."""
         self.bell.ring(kinds)
 
-    def watch(self, watcher: object) -> None:  # noqa: B027 - for most there is nothing to do
+    @abstractmethod
+    def watch(self, watcher: object) -> None:
         """Have the bell rung for what other processes commit, as long as `watcher` exists."""
 
-    def unwatch(self, watcher: object) -> None:  # noqa: B027
+    @abstractmethod
+    def unwatch(self, watcher: object) -> None:
         """End what `watch` began."""
-
-    def version_of_data(self) -> int:
-        """Return a number that changes when others have committed; see `poll`."""
-        return 0
 
     def damage(self) -> list[str]:
         """Return what the database itself finds wrong with its storage and references."""

@@ -1,67 +1,37 @@
-"""Telling other processes of a PostgreSQL database that something changed, and hearing it.
-
-A NOTIFY takes a lock of the whole server until its transaction has been committed. In the
-transaction of every writer it would make them commit one after the other; here one thread for a
-process sends what its writers have committed, many changes in one short transaction that waits
-for no disk.
-"""
+"""Hearing what other processes commit: one thread for a process, as long as somebody waits."""
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import select
 import threading
-import time
 import weakref
-from contextlib import closing, suppress
+from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Any, Final
 
 from runqueue.backoff import pauses
 from runqueue.bell import Bell
-from runqueue.states import Wake
-
-try:
-    import psycopg
-except ImportError:  # the extra `postgres` is not installed
-    psycopg = None  # type: ignore[assignment]
 
 log = logging.getLogger("runqueue.doorbell")
 
-CHANNEL: Final = "runqueue"
-GAP: Final = 0.002
-"""Seconds between two notifications of one process, however many changes it makes."""
 LOOK_ROUND: Final = 5.0
 """Seconds after which the thread sees that a watcher is gone that did not say so."""
 LINGER: Final = 0.5
-"""Seconds for which the connection is kept when nobody listens and nothing is to be sent."""
+"""Seconds for which the thread is kept when nobody needs it, for somebody may soon again."""
 
 
-_doorbells: weakref.WeakSet[Doorbell] = weakref.WeakSet()
+class Doorbell(ABC):
+    """Rings a process's own bell for what others have committed; a kind of database does how."""
 
-
-@atexit.register
-def _ring_out() -> None:
-    """Send what a process that ends has committed: its threads end in the middle of it."""
-    for doorbell in list(_doorbells):
-        doorbell.close()
-
-
-class Doorbell:
-    """One connection and one thread for a process, as long as somebody needs them."""
-
-    def __init__(self, conninfo: str, bell: Bell) -> None:
-        self._conninfo = conninfo
+    def __init__(self, bell: Bell) -> None:
         self._bell = bell
         self._forget()
-        _doorbells.add(self)
 
     def _forget(self) -> None:
         self._lock = threading.Condition()
         self._watchers: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._to_send: set[Wake] = set()
-        self._is_sending = False
         self._thread: threading.Thread | None = None
         self._connection: Any = None
         self._wake_up: int | None = None
@@ -79,26 +49,12 @@ class Doorbell:
             self._watchers.discard(watcher)
             self._start_or_wake()
 
-    def send(self, kinds: set[Wake]) -> None:
-        """Tell other processes, soon."""
-        with self._lock:
-            if kinds <= self._to_send:
-                return
-            self._to_send |= kinds
-            self._start_or_wake()
-
     def close(self, timeout: float = 1.0) -> None:
-        """Return when what was to be sent has been sent, or the server does not take it.
-
-        Ends the thread, unless somebody listens; it begins again when it is needed.
-        """
+        """End the thread, unless somebody listens; it begins again when it is needed."""
         with self._lock:
             self._lingers = False
             self._start_or_wake()
-            self._lock.wait_for(
-                lambda: self._thread is None or not (self._to_send or self._is_sending), timeout
-            )
-            self._to_send.clear()  # if the server is away, nobody is there to be told
+            self._lock.wait_for(lambda: self._thread is None or self._is_needed(), timeout)
 
     def abandon(self) -> Any:
         """Forget everything in the child of a fork; return the connection, the parent's."""
@@ -108,9 +64,12 @@ class Doorbell:
         self._forget()
         return connection
 
+    def _is_needed(self) -> bool:
+        return bool(len(self._watchers))
+
     def _start_or_wake(self) -> None:
         if self._thread is None:
-            if not (self._to_send or len(self._watchers)):
+            if not self._is_needed():
                 return
             self._lingers = True
             reader, self._wake_up = os.pipe()
@@ -131,85 +90,30 @@ class Doorbell:
                 try:
                     if self._serve_connection(reader):
                         return
-                except Exception as error:  # noqa: BLE001 - whatever it is, others must be told
+                except Exception as error:  # noqa: BLE001 - whatever it is, others must be heard
                     log.debug("the doorbell is silent: %s", type(error).__name__)
                     if self._connection is not None:
                         waits = pauses()
-                _await([reader], next(waits))
+                wait_for([reader], next(waits))
                 if self._is_over():
                     return
         finally:
             os.close(reader)
 
+    @abstractmethod
     def _serve_connection(self, reader: int) -> bool:
-        """Send and hear; return True when nobody needs it any more."""
-        with closing(psycopg.connect(self._conninfo, autocommit=True)) as connection:
-            self._connection = connection
-            return self._serve_on(connection, reader)
+        """Hear on one connection, which is to be noted; return True when `_is_over` said so.
 
-    def _serve_on(self, connection: Any, reader: int) -> bool:
-        own = connection.info.backend_pid
-        connection.add_notify_handler(lambda notice: self._hear(notice, own))
-        connection.execute("SET synchronous_commit = off")
-        is_listening = False
-        idle_since = time.monotonic()
-        while True:
-            if not is_listening and len(self._watchers):
-                connection.execute("LISTEN runqueue")
-                is_listening = True
-                self._bell.ring()  # what was told before this is not heard again
-            if self._send(connection):
-                idle_since = time.monotonic()
-                time.sleep(GAP)
-                continue
-            if is_listening and len(self._watchers):
-                idle_since = time.monotonic()
-                left = LOOK_ROUND
-            else:
-                left = idle_since + (LINGER if self._lingers else 0.0) - time.monotonic()
-                if left <= 0 and self._is_over():
-                    return True
-            for ready in _await([reader, connection.fileno()], max(left, 0.01)):
-                if ready == reader:
-                    os.read(reader, 4096)
-                else:
-                    connection.pgconn.consume_input()
-                    while notice := connection.pgconn.notifies():
-                        payload = notice.extra.decode(errors="replace")
-                        self._hear_payload(notice.be_pid, payload, own)
+        `reader` can be read when there is something new to do, or nothing any more.
+        """
 
-    def _send(self, connection: Any) -> bool:
-        with self._lock:
-            kinds, self._to_send = self._to_send, set()
-            self._is_sending = bool(kinds)
-        if not kinds:
-            return False
-        try:
-            connection.execute(
-                "SELECT pg_notify(%s, %s)", (CHANNEL, " ".join(sorted(map(str, kinds))))
-            )
-        except BaseException:
-            with self._lock:
-                self._to_send |= kinds
-            raise
-        finally:
-            with self._lock:
-                self._is_sending = False
-                self._lock.notify_all()
-        return True
-
-    def _hear(self, notice: Any, own: int) -> None:
-        self._hear_payload(notice.pid, notice.payload, own)
-
-    def _hear_payload(self, pid: int, payload: str, own: int) -> None:
-        if pid != own:  # what this process did was rung here at once
-            known = {kind.value for kind in Wake}
-            self._bell.ring({Wake(kind) for kind in payload.split() if kind in known})
+    def _linger(self) -> float:
+        return LINGER if self._lingers else 0.0
 
     def _is_over(self) -> bool:
         """Whether nobody needs the doorbell; the thread ends then."""
         with self._lock:
-            if self._to_send or len(self._watchers):
+            if self._is_needed():
                 return False
             self._thread = None
             if self._wake_up is not None:
@@ -219,7 +123,8 @@ class Doorbell:
             return True
 
 
-def _await(handles: list[int], timeout: float) -> list[int]:
+def wait_for(handles: list[int], timeout: float) -> list[int]:
+    """Return those that can be read, or none after `timeout` seconds."""
     poll = select.poll()
     for handle in handles:
         poll.register(handle, select.POLLIN)

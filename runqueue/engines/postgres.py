@@ -14,7 +14,7 @@ from playhouse.pool import MaxConnectionsExceeded
 from runqueue import clock, errors
 from runqueue.bell import ALL
 from runqueue.engines import base, postgres_errors, postgres_urls
-from runqueue.engines.doorbell import Doorbell
+from runqueue.engines.postgres_doorbell import PostgresDoorbell
 from runqueue.engines.postgres_pool import Database
 from runqueue.engines.postgres_transfer import PostgresTransfer
 from runqueue.engines.server_clock import ServerClock
@@ -45,7 +45,7 @@ class Postgres(base.Engine):
     def __init__(self, database: peewee.PostgresqlDatabase, address: postgres_urls.Address) -> None:
         super().__init__(database, address.shown, address.url)
         self.transfer = PostgresTransfer(database)
-        self._doorbell = Doorbell(address.conninfo, self.bell)
+        self._doorbell = PostgresDoorbell(address.conninfo, self.bell)
         self._clock = self._new_clock()
 
     def _new_clock(self) -> ServerClock:

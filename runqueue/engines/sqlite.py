@@ -13,6 +13,7 @@ import peewee
 
 from runqueue import clock, errors
 from runqueue.engines import base
+from runqueue.engines.sqlite_doorbell import SqliteDoorbell
 from runqueue.engines.sqlite_files import close_to_the_world, path_of, prepare_file
 from runqueue.engines.sqlite_transfer import SqliteTransfer
 from runqueue.engines.sqlite_turns import Database
@@ -30,11 +31,11 @@ class Sqlite(base.Engine):
     is_shared: ClassVar[bool] = False
     locks_rows: ClassVar[bool] = False
     begin: ClassVar[tuple[str, ...]] = ("IMMEDIATE",)
-    poll = 0.02  # 0.4 % of a core, and the worst case of a pick-up
 
     def __init__(self, database: peewee.SqliteDatabase, url: str) -> None:
         super().__init__(database, url)
         self.transfer = SqliteTransfer(database)
+        self._doorbell = SqliteDoorbell(database, self.bell)
 
     def clock(self) -> clock.Clock:
         return clock.system_clock
@@ -42,9 +43,11 @@ class Sqlite(base.Engine):
     def as_list(self, texts: Sequence[str]) -> Any:
         return json.dumps(texts)
 
-    def version_of_data(self) -> int:
-        """Return a number that changes when another connection has committed (3 us)."""
-        return int(self.database.execute_sql("PRAGMA data_version").fetchone()[0])
+    def watch(self, watcher: object) -> None:
+        self._doorbell.listen_for(watcher)
+
+    def unwatch(self, watcher: object) -> None:
+        self._doorbell.forget(watcher)
 
     def schema_version(self) -> int:
         database = self.database
@@ -102,10 +105,15 @@ class Sqlite(base.Engine):
         if isinstance(self.database, Database):
             self.database.busy_timeout = seconds
 
+    def close(self) -> None:
+        self._doorbell.close()
+
     def abandon(self) -> list[Any]:
         database = self.database
         # Closing it here could checkpoint or unlink under the parent, who still uses it.
-        inherited = [] if database.is_closed() else [database.connection()]
+        inherited = [self._doorbell.abandon()]
+        if not database.is_closed():
+            inherited.append(database.connection())
         # Another thread of the parent may have held it at the fork, and is not here to let go.
         database._lock = threading.Lock()  # type: ignore[attr-defined]
         if isinstance(database, Database):

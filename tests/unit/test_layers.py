@@ -22,6 +22,7 @@ ROWS = (
     ("states", "clock", "ids", "demands", "settings", "incarnation", "bell", "backoff", "grants"),
     (
         *("engines", "engines.base", "engines.doorbell", "engines.server_clock"),
+        *("engines.postgres_doorbell", "engines.sqlite_doorbell"),
         *("engines.sqlite", "engines.sqlite_files", "engines.sqlite_turns"),
         *("engines.sqlite_transfer", "engines.postgres_transfer", "engines.postgres_errors"),
         *("engines.postgres", "engines.postgres_pool", "engines.postgres_urls"),
@@ -47,11 +48,12 @@ FACE = "__init__"
 ALONE = ("supervise", "signals", "_version", "errors", "states", "clock")
 """These import nothing of ours."""
 
-TABLES = set(ROWS[2]) - {"engines.doorbell"}
+TABLES = set(ROWS[2]) - {"engines.doorbell", "engines.postgres_doorbell"}
 FENCES = {
     "peewee": TABLES | {"queue", "reading", "moving"},
-    "psycopg": {name for name in ROWS[2] if name.startswith(("engines.postgres", "engines.door"))},
+    "psycopg": {name for name in ROWS[2] if name.startswith("engines.postgres")},
     "playhouse": TABLES,
+    "inotify_simple": {"engines.sqlite_doorbell"},
     "apscheduler": {"daemon"},
     "click": set(ROWS[7]),
     "rich": set(ROWS[7]) | {"demo"},
