@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--long", action="store_true", help="chaos tests and simulations in full, none skipped"
     )
+    group.addoption("--orders", type=int, help="try so many orders of each pair of callers")
     group.addoption("--seed", type=int, help="replay the simulation of this one seed")
 
 

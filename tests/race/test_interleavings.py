@@ -21,11 +21,9 @@ from runqueue import (
 )
 from runqueue.settings import Settings
 from tests.helpers import MovableClock, events_of, execute_sql
-from tests.race.interleave import Caller, orders, run, steps_of
+from tests.race.interleave import Caller, explore, orders, run, steps_of
 
 REFUSALS = (StaleClaim, IllegalMove, RunNotFound, SessionNotFound)
-MOST = 16
-"""Orders of one pair that are tried: all, or where there are more as many, evenly spread."""
 
 
 class Scene(NamedTuple):
@@ -192,37 +190,24 @@ PAIRS: dict[str, tuple[dict[str, int], Verb, Verb]] = {
 }
 
 
-def spread(first: int, second: int) -> list[tuple[int, ...]]:
-    every = list(orders(first, second))
-    step = max(1, len(every) // MOST)
-    return every[::step]
-
-
 @pytest.mark.parametrize("pair", PAIRS)
-def test_two_callers_at_once_leave_what_one_after_the_other_could(stage: Stage, pair: str) -> None:
+def test_two_callers_at_once_leave_what_one_after_the_other_could(
+    stage: Stage, pair: str, most_orders: int
+) -> None:
     """No order makes a deadlock, a second active run of a session, or a run that is stuck."""
     shape, *verbs = PAIRS[pair]
 
-    def play(order: tuple[int, ...]) -> list[Caller]:
+    def prepare() -> list[Caller]:
         scene = stage.scene(**shape)
-        callers = [
+        return [
             Caller(stage.queues[number], lambda queue, n=number, v=verb: v(stage, scene, n, queue))
             for number, verb in enumerate(verbs)
         ]
-        run(callers, order)
+
+    for order, callers in explore(prepare, most_orders):
         for caller in callers:
             assert caller.error is None or isinstance(caller.error, REFUSALS), (order, caller.error)
-        check(scene.queue, order)
-        return callers
-
-    def alone(number: int) -> int:
-        scene = stage.scene(**shape)
-        verb = verbs[number]
-        return steps_of(stage.queues[number], lambda queue: verb(stage, scene, number, queue))
-
-    counts = [alone(0), alone(1)]
-    for order in spread(*counts):
-        callers = play(order)
+        check(stage.director, order)
         if pair == "claim | claim":
             assert len([one for one in callers if one.result is not None]) == 1, order
         if pair == "claim | delete the idle session":
