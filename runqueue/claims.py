@@ -136,9 +136,9 @@ def _claim_in(
         taken = matcher.claim(store, runner_id, limit - len(runs), now=now, moment=moment)
         if not taken:
             break
-        for run in taken:
-            moves.record(store, "claim", run.run_id, now=now, actor=Actor.RUNNER, detail=runner_id)
         runs += taken
+    taken_ids = [run.run_id for run in runs]
+    moves.record_many(store, "claim", taken_ids, now=now, actor=Actor.RUNNER, detail=runner_id)
     return runs
 
 

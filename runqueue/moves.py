@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from runqueue import statements
@@ -43,6 +44,32 @@ def record(
         detail=detail,
     )
     store.wake(move.wakes if move else (Wake.WORK,))
+
+
+def record_many(
+    store: Store,
+    name: str,
+    run_ids: Sequence[str],
+    *,
+    now: str,
+    actor: Actor,
+    detail: str | None = None,
+) -> None:
+    """Add the same move of several runs to their histories, in one statement."""
+    if len(run_ids) < 2:
+        for run_id in run_ids:
+            record(store, name, run_id, now=now, actor=actor, detail=detail)
+        return
+    move = MOVES[name]
+    store.change(
+        statements.INSERT_EVENTS,
+        run_ids=store.engine.as_list(run_ids),
+        at=now,
+        status=move.target.value,
+        actor=actor.value,
+        detail=detail,
+    )
+    store.wake(move.wakes)
 
 
 @again

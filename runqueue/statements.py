@@ -155,6 +155,21 @@ INSERT_RUN: Final = insert(
     *("execution_mode", "demands", "created_at", "timeout_at", "priority"),
 )
 INSERT_EVENT: Final = insert(Event, "run", "at", "status", "actor", "detail")
+
+
+def _insert_events() -> Any:
+    """The same event of each run that is listed in `run_ids`."""
+    listed = Either(
+        sqlite=fn.json_each(hole("run_ids")),
+        postgres=fn.unnest(SQL("%s::text[]", [Hole("run_ids")])),
+    )
+    run_id = Either(sqlite=SQL("listed.value"), postgres=SQL("listed"))
+    values = (run_id, hole("at"), hole("status"), hole("actor"), hole("detail"))
+    columns = [Event.run, Event.at, Event.status, Event.actor, Event.detail]
+    return Event.insert_from(Select((listed.alias("listed"),), values), columns)
+
+
+INSERT_EVENTS: Final = Statement(_insert_events)
 INSERT_RUNNER: Final = insert(
     Runner,
     *("runner_id", "incarnation", "hostname", "project_dir", "executor_type", "tags"),

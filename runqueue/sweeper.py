@@ -102,8 +102,11 @@ def _rescue(store: Store, rescue: statements.Rescue, times: dict[str, str]) -> i
 
 def _record(store: Store, name: str, rows: list[tuple[Any, ...]], now: str, actor: Actor) -> None:
     detail = "its owner is gone or did not start it" if name == "release" else None
+    by_detail: dict[str | None, list[str]] = {}
     for run_id, error in rows:
-        moves.record(store, name, run_id, now=now, actor=actor, detail=detail or error)
+        by_detail.setdefault(detail or error, []).append(run_id)
+    for told, run_ids in by_detail.items():
+        moves.record_many(store, name, run_ids, now=now, actor=actor, detail=told)
 
 
 def _expire(store: Store, now: str) -> int:
