@@ -37,6 +37,8 @@ REMIND: Final = 60.0
 """Seconds after which a failure that goes on is told again."""
 TIDY_EVERY: Final = 60.0
 """Seconds between two looks for what is to be pruned, forgotten or healed."""
+PRUNE_FOR: Final = 0.2
+"""Share of the time between two sweeps that is used for pruning while there is much of it."""
 AWAY: Final = 5.0
 """Seconds without a sweep after which the daemon cannot tell silent runners from its own sleep."""
 
@@ -59,10 +61,13 @@ class Steady(BaseTrigger):  # type: ignore[misc]
 class Daemon:
     """Sweeps a queue until it is told to end."""
 
-    def __init__(self, queue: Queue, *, interval: float, keep: float | None) -> None:
+    def __init__(
+        self, queue: Queue, *, interval: float, keep: float | None, keep_runs: int | None = None
+    ) -> None:
         self._queue = queue
         self._interval = interval
         self._keep = keep
+        self._keep_runs = keep_runs
         self._id = f"{socket.gethostname()}-{os.getpid()}"
         self._started_at = queue.now()
         self._beaten: float | None = None
@@ -160,13 +165,13 @@ class Daemon:
 
     def _tidy(self, moment: float) -> None:
         store, now = self._queue.store, self._queue.now()
-        pruned = 0
-        if self._keep is not None:
-            pruned = retention.prune_batch(store, clock.shift(now, -self._keep))
-            if pruned:
-                log.info("pruned %d finished runs", pruned)
-        if pruned == retention.BATCH:
-            return  # the next tick goes on with the next batch
+        before = None if self._keep is None else clock.shift(now, -self._keep)
+        keep = retention.Keep(before, self._keep_runs)
+        pruned, is_all = retention.prune_for(store, keep, PRUNE_FOR * self._interval)
+        if pruned:
+            log.info("pruned %d finished runs", pruned)
+        if not is_all:
+            return  # the next tick goes on
         self._tidied = moment
         sweeper.forget_runners(store, now=now)
         if healed := sweeper.heal(store):

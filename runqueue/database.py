@@ -198,6 +198,14 @@ class Store:
         """Let no call of another thread wait for much longer than this."""
         self.engine.hurry(seconds)
 
+    def give_back(self, until: float) -> bool:
+        """Return the room of deleted rows to the system, until this moment; whether all of it."""
+        with self.ready():
+            while not self.engine.give_back():
+                if time.monotonic() >= until:
+                    return False
+        return True
+
     def damage(self) -> list[str]:
         """Return what the database itself finds wrong with its storage and references."""
         with self.translated_errors():

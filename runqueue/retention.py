@@ -2,23 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Final
+import time
+from typing import Any, Final, NamedTuple
 
 from runqueue import statements, sweeper
-from runqueue.database import Store, again
+from runqueue.database import Statement, Store, again
 from runqueue.errors import IllegalMove, RunnerConflict, RunnerNotFound, SessionNotFound
 from runqueue.models import Runner
-from runqueue.states import Actor, Wake
+from runqueue.states import TERMINAL, Actor, Wake
 
 BATCH: Final = 200
 """Rows deleted in one transaction, some 3 ms: a claim never waits longer for a prune."""
 
 
+class Keep(NamedTuple):
+    """Which finished runs are kept; None where there is no limit."""
+
+    before: str | None = None
+    """What ended before this time goes."""
+    runs: int | None = None
+    """So many stay, those that were added last."""
+
+
+def prune_for(store: Store, keep: Keep, seconds: float) -> tuple[int, bool]:
+    """Delete what is not to be kept, but no longer than this; return how many and whether all.
+
+    Batch by batch: between two of them whoever waits may write.
+    """
+    until = time.monotonic() + seconds
+    pruned = 0
+    if keep.before is not None:
+        while batch := prune_batch(store, keep.before):
+            pruned += batch
+            if time.monotonic() >= until:
+                return pruned, False
+    if keep.runs is not None:
+        surplus = _finished(store) - keep.runs
+        while surplus > 0 and (batch := _prune_oldest(store, min(surplus, BATCH))):
+            pruned, surplus = pruned + batch, surplus - batch
+            if time.monotonic() >= until:
+                return pruned, False
+    return pruned, store.give_back(until)
+
+
+def _finished(store: Store) -> int:
+    terminal = {status.value for status in TERMINAL}
+    return sum(count for status, count in store.run(statements.COUNTS) if status in terminal)
+
+
 @again
 def prune_batch(store: Store, before: str, limit: int = BATCH) -> int:
     """Delete up to `limit` runs that ended before a time; return how many."""
+    return _prune(store, statements.PRUNE, before=before, limit=limit)
+
+
+@again
+def _prune_oldest(store: Store, limit: int) -> int:
+    return _prune(store, statements.PRUNE_OLDEST, limit=limit)
+
+
+def _prune(store: Store, statement: Statement, **values: Any) -> int:
     with store.transaction():
-        rows = store.run(statements.PRUNE, before=before, limit=limit)
+        rows = store.run(statement, **values)
         session_ids = {row[0] for row in rows}
         if store.engine.locks_rows:
             # Whether a session is empty is asked once nobody can add to it any more: the run

@@ -738,6 +738,36 @@ def _prune() -> Any:
 PRUNE: Final = Statement(_prune)
 
 
+def _prune_oldest() -> Any:
+    """Delete the oldest finished runs, up to `limit`, whenever they ended."""
+
+    def oldest(status: Status) -> Any:
+        run = Run.alias(status.value)
+        first = (
+            run.select(run.run_id, run.created_at)
+            .where(_is_one_of(run, (status,)))
+            .order_by(run.created_at)
+            .limit(hole("limit"))
+            .alias(f"oldest_{status.value}")
+        )
+        return Select((first,), (first.c.run_id, first.c.created_at))
+
+    first, *others = (oldest(status) for status in Status if status in TERMINAL)
+    for other in others:
+        first = first.union_all(other)
+    every = first.alias("every")
+    batch = (
+        Select((every,), (every.c.run_id,))
+        .order_by(every.c.created_at, every.c.run_id)
+        .limit(hole("limit"))
+    )
+    of_batch = Either(sqlite=Run.run_id.in_(batch), postgres=Run.run_id == _any_of(batch))
+    return Run.delete().where(of_batch).returning(Run.session)
+
+
+PRUNE_OLDEST: Final = Statement(_prune_oldest)
+
+
 def _delete_empty_session() -> Any:
     runs = Run.select(SQL("1")).where(Run.session == Session.session_id)
     return Session.delete().where(Session.session_id == hole("session_id"), ~_exists(runs))

@@ -58,6 +58,11 @@ LEVELS = click.Choice(["debug", "info", "warning", "error"])
     show_default="30d",
     help="How long finished runs are kept; 0 keeps them for ever.",
 )
+@click.option(
+    "--keep-runs",
+    type=click.IntRange(0),
+    help="How many finished runs are kept at most, those that were added last.",
+)
 @click.option("--log-level", type=LEVELS, default="info", show_default=True)
 @version_option
 def daemon(
@@ -66,6 +71,7 @@ def daemon(
     stop_grace: float,
     start_deadline: float,
     keep: float,
+    keep_runs: int | None,
     log_level: str,
 ) -> None:
     """Keep time for a queue: expire, settle and rescue runs until SIGTERM or SIGINT."""
@@ -83,7 +89,7 @@ def daemon(
                 lease=lease, stop_grace=stop_grace, start_deadline=start_deadline
             ),
         )
-        Daemon(queue, interval=interval, keep=keep or None).run(ended)
+        Daemon(queue, interval=interval, keep=keep or None, keep_runs=keep_runs).run(ended)
 
 
 name_variables(daemon)

@@ -172,6 +172,10 @@ class Engine(ABC):
             f"{self.url} is no file to copy; back it up with pg_dump, or as its host does"
         )
 
+    def give_back(self) -> bool:
+        """Return a little of the room of deleted rows to the system; whether nothing is left."""
+        return True
+
     def is_lost(self) -> bool:
         """Whether the connection that this thread has was ended by the server."""
         return False

@@ -20,6 +20,12 @@ from runqueue.engines.sqlite_turns import Database
 
 ERRORS: Final = (sqlite3.Error,)
 
+INCREMENTAL: Final = 2
+"""What `PRAGMA auto_vacuum` says of a file that can give back pages at any time."""
+STEP: Final = 200
+"""Pages given back to the system in one transaction, some 2 ms."""
+SPARE: Final = 0.2
+"""Share of the file that stays free, for what is deleted now makes room for what is added next."""
 APPLICATION_ID: Final = 0x72756E71
 """`runq`, in the SQLite file's header: tells our files from other programs'."""
 
@@ -65,6 +71,9 @@ class Sqlite(base.Engine):
     def migrating(self) -> Iterator[None]:
         """The lock is the database's own: one IMMEDIATE transaction."""
         database = self.database
+        if not database.execute_sql("PRAGMA page_count").fetchone()[0]:
+            # Before the first page, or never but by a VACUUM: each page has its place noted (1 %).
+            database.execute_sql("PRAGMA auto_vacuum = incremental")
         # Persistent, and not possible inside a transaction.
         database.execute_sql("PRAGMA journal_mode = wal")
         # Rebuilding a table must not cascade, and the pragma is ignored inside a transaction.
@@ -96,6 +105,17 @@ class Sqlite(base.Engine):
     def back_up(self, target: str) -> None:
         with closing(sqlite3.connect(target)) as copy:
             self.database.connection().backup(copy)
+
+    def give_back(self) -> bool:
+        database = self.database
+        (free,) = database.execute_sql("PRAGMA freelist_count").fetchone()
+        (pages,) = database.execute_sql("PRAGMA page_count").fetchone()
+        (mode,) = database.execute_sql("PRAGMA auto_vacuum").fetchone()
+        surplus = free - int(pages * SPARE)
+        if mode != INCREMENTAL or surplus < STEP:
+            return True
+        database.execute_sql(f"PRAGMA incremental_vacuum({STEP})").fetchall()
+        return False
 
     def settle_in(self) -> None:
         if isinstance(self.database, Database):

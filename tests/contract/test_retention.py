@@ -1,0 +1,111 @@
+"""What the daemon lets go of: finished runs, by age and by number, a little at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runqueue import Queue, Runner
+from runqueue.daemon import Daemon
+from runqueue.retention import BATCH, Keep, prune_for
+from tests.helpers import MovableClock, count, execute_sql, ids, start, take
+
+LONG_ENOUGH = 60.0
+
+
+def finish(queue: Queue, runner: Runner, clock: MovableClock, number: int) -> list[str]:
+    """Add runs that end in different ways, the last added first; return their ids by age."""
+    runs = []
+    for _ in range(number):
+        clock.advance(1)
+        runs.append(queue.enqueue("x"))
+    for place, claim in enumerate(reversed(runner.claim_many(number))):
+        if place % 3 == 0:
+            claim.fail("why")
+        else:
+            claim.start()
+            claim.complete("r")
+    return ids(runs)
+
+
+def test_the_runs_that_were_added_last_are_kept(
+    queue: Queue, runner: Runner, clock: MovableClock
+) -> None:
+    """So many of all that have ended, however they did and whenever."""
+    finished = finish(queue, runner, clock, 9)
+    assert prune_for(queue.store, Keep(runs=4), LONG_ENOUGH) == (5, True)
+    assert sorted(ids(queue.find())) == sorted(finished[-4:])
+    assert prune_for(queue.store, Keep(runs=4), LONG_ENOUGH) == (0, True)
+    assert prune_for(queue.store, Keep(runs=0), LONG_ENOUGH) == (4, True)
+
+
+def test_what_has_not_ended_is_not_counted(
+    queue: Queue, runner: Runner, clock: MovableClock
+) -> None:
+    """Pending, claimed and running runs are older here, and stay."""
+    queue.enqueue_many([{"prompt": "x"}] * 3)
+    start(runner), take(runner), take(runner).release()
+    finish(queue, runner, clock, 2)
+    assert prune_for(queue.store, Keep(runs=1), LONG_ENOUGH)[0] == 1
+    statuses = sorted(run.status for run in queue.find())
+    assert [str(status) for status in statuses if status not in ("completed", "failed")] == [
+        "claimed",
+        "pending",
+        "running",
+    ]
+
+
+def test_age_and_number_are_both_limits(queue: Queue, runner: Runner, clock: MovableClock) -> None:
+    """Whichever is reached first."""
+    old = finish(queue, runner, clock, 3)
+    clock.advance(100)
+    recent = finish(queue, runner, clock, 3)
+    before = clock.text(-50)
+    assert prune_for(queue.store, Keep(before, 5), LONG_ENOUGH) == (3, True)
+    assert not set(ids(queue.find())) & set(old)
+    assert prune_for(queue.store, Keep(before, 2), LONG_ENOUGH) == (1, True)
+    assert sorted(ids(queue.find())) == sorted(recent[-2:])
+
+
+@pytest.mark.parametrize("by", ["age", "number"])
+def test_only_so_much_is_pruned_in_one_go(queue: Queue, clock: MovableClock, by: str) -> None:
+    """Between two batches others may write, and between two rounds the daemon sweeps."""
+    queue.enqueue_many([{"prompt": "x"}] * (2 * BATCH + 1))
+    execute_sql(queue, "UPDATE runs SET status = 'stopped'")
+    clock.advance(10)
+    keep = Keep(before=clock.text()) if by == "age" else Keep(runs=0)
+    assert prune_for(queue.store, keep, 0) == (BATCH, False)
+    assert count(queue, "runs") == BATCH + 1
+    assert prune_for(queue.store, keep, LONG_ENOUGH) == (BATCH + 1, True)
+    assert count(queue, "sessions") == 0
+
+
+def test_the_daemon_prunes_round_by_round(queue: Queue, clock: MovableClock) -> None:
+    """A tick prunes for a share of its interval only, and the next one goes on."""
+    queue.enqueue_many([{"prompt": "x"}] * (2 * BATCH + 1))
+    execute_sql(queue, "UPDATE runs SET status = 'stopped'")
+    daemon = Daemon(queue, interval=1e-9, keep=None, keep_runs=1)
+    left = []
+    for _ in range(3):
+        daemon.tick()
+        left.append(count(queue, "runs"))
+    assert left == [BATCH + 1, 1, 1]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_file_gives_back_the_room_of_what_was_pruned(queue: Queue, database_url: str) -> None:
+    """But for a part that is soon needed again."""
+    path = Path(database_url.removeprefix("sqlite:///"))
+
+    def size() -> int:
+        execute_sql(queue, "PRAGMA wal_checkpoint(TRUNCATE)")
+        return path.stat().st_size
+
+    queue.enqueue_many([{"prompt": "x" * 20_000}] * 400)
+    full = size()
+    execute_sql(queue, "UPDATE runs SET status = 'stopped'")
+    assert prune_for(queue.store, Keep(runs=40), 0) == (BATCH, False)
+    assert prune_for(queue.store, Keep(runs=40), LONG_ENOUGH) == (160, True)
+    assert size() < full / 3
+    assert queue.store.damage() == []
