@@ -150,6 +150,8 @@ class Daemon:
         if swept:
             told = ", ".join(f"{count} {name}" for name, count in swept._asdict().items() if count)
             log.info("sweep: %s", told)
+        if not swept:
+            self._queue.store.trim_log()
         if moment - self._tidied >= TIDY_EVERY:
             self._tidy(moment)
 

@@ -206,6 +206,11 @@ class Store:
                     return False
         return True
 
+    def trim_log(self) -> None:
+        """Make a log small again that grew behind a long reader."""
+        with self.translated_errors():
+            self.engine.trim_log()
+
     def damage(self) -> list[str]:
         """Return what the database itself finds wrong with its storage and references."""
         with self.translated_errors():

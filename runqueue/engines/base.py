@@ -176,6 +176,9 @@ class Engine(ABC):
         """Return a little of the room of deleted rows to the system; whether nothing is left."""
         return True
 
+    def trim_log(self) -> None:  # noqa: B027 - a server does that by itself
+        """Make a log small again that grew behind a long reader; does nothing while it reads."""
+
     def is_lost(self) -> bool:
         """Whether the connection that this thread has was ended by the server."""
         return False

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import peewee
@@ -16,7 +17,7 @@ from runqueue.engines import base
 from runqueue.engines.sqlite_doorbell import SqliteDoorbell
 from runqueue.engines.sqlite_files import close_to_the_world, path_of, prepare_file
 from runqueue.engines.sqlite_transfer import SqliteTransfer
-from runqueue.engines.sqlite_turns import Database
+from runqueue.engines.sqlite_turns import JOURNAL_LIMIT, Database
 
 ERRORS: Final = (sqlite3.Error,)
 
@@ -116,6 +117,18 @@ class Sqlite(base.Engine):
             return True
         database.execute_sql(f"PRAGMA incremental_vacuum({STEP})").fetchall()
         return False
+
+    def trim_log(self) -> None:
+        log = Path(f"{getattr(self.database, 'path', self.database.database)}-wal")
+        try:
+            if log.stat().st_size <= JOURNAL_LIMIT:
+                return
+        except OSError:  # somebody else's database may be a URI, or in memory
+            return
+        # What takes long first, beside the writers: only what is left then keeps them out.
+        _, pages, done = self.database.execute_sql("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if pages == done:
+            self.database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def settle_in(self) -> None:
         if isinstance(self.database, Database):

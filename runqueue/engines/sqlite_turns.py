@@ -15,11 +15,13 @@ import peewee
 
 T = TypeVar("T")
 
+JOURNAL_LIMIT: Final = 8 * 1024 * 1024
+"""Bytes that the write-ahead log keeps on the disk when all of it is in the database."""
 _PRAGMAS: Final = {
     # WAL with FULL syncs each commit: NORMAL loses acknowledged runs in a power cut.
     "synchronous": "full",
     "foreign_keys": 1,
-    "journal_size_limit": 16 * 1024 * 1024,
+    "journal_size_limit": JOURNAL_LIMIT,
     # A statement with triggers keeps a journal of its own; in memory it costs a third less.
     "temp_store": "memory",
 }
