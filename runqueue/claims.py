@@ -23,7 +23,7 @@ from runqueue.engines.base import SessionTaken
 from runqueue.enqueue import lock_sessions
 from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
 from runqueue.models import Run
-from runqueue.states import Actor, Status
+from runqueue.states import ACTIVE, Actor, Status
 
 log = logging.getLogger("runqueue.runner")
 
@@ -255,7 +255,7 @@ class Claim:
         A report that met a lost database is repeated, and its error goes no further: the work
         was done.
         """
-        if self._is_reported or self.is_over:
+        if self.is_over or (self._is_reported and not self._was_undone()):
             return False
         if self._attempt is not None and isinstance(error, StorageError) and error.retryable:
             name, values = self._attempt
@@ -315,7 +315,27 @@ class Claim:
     def end_on_commit(self) -> None:
         """Note the end once it is true: a caller's transaction may yet be rolled back."""
         self._is_reported = True
-        self._store.database.after_commit(self.end)
+        if self._store.database.in_transaction():
+            self._store.database.after_commit(self._end_if_it_stands)
+        else:
+            self.end()
+
+    def _end_if_it_stands(self) -> None:
+        # A savepoint may have been rolled back, or this be called after another transaction: when
+        # a commit fails, Peewee's rollback can fail too, and it keeps what was to be called.
+        with suppress(StorageError):
+            if not self._was_undone():
+                self.end()
+
+    def _was_undone(self) -> bool:
+        """Whether what was reported in a caller's transaction was rolled back with it."""
+        if self._store.database.in_transaction():
+            return False  # it may be yet
+        rows = self._store.run(statements.RUN_STATE, run_id=self.fence.run_id)
+        fence = (self.fence.runner_id, self.fence.claimed_at)
+        active = {status.value for status in ACTIVE}
+        self._is_reported = not (rows and rows[0][0] in active and rows[0][1:3] == fence)
+        return not self._is_reported
 
     def _end(self, name: str, **values: Any) -> None:
         self._attempt = name, values

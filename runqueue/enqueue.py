@@ -226,9 +226,9 @@ def _same(store: Store, found: Run, request: Request) -> Run:
     }
     different = [name for name, value in given.items() if getattr(found, name) != value]
     had = matching.canonical(matching.parse(found.demands))
-    asked = [request.demands]
-    if resumes:  # to which the session's home was added, at once or when it was bound
-        asked.append(matching.both(session_of(store, found.session_id).home(), request.demands))
+    # The session's home was added to them, at once or when another of its runs has bound it.
+    home = session_of(store, found.session_id).home()
+    asked = [request.demands, matching.both(home, request.demands)]
     if had not in map(matching.canonical, asked):
         different.append("demands")
     if different:

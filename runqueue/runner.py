@@ -327,12 +327,14 @@ class Runner:
                 f"runner {self.runner_id} was registered by another role; choose another id"
             )
         found = RunnerRow.from_row(rows[0])
-        if found.lease_until > now and not incarnation.is_dead(found.incarnation):
-            raise RunnerConflict(
-                f"runner {self.runner_id} is alive on {found.hostname}; "
-                "stop it first, or choose another id"
-            )
-        self._give_up(f"runner {self.runner_id} was restarted")
+        # Else it is registered already, and only the answer to that was lost.
+        if found.incarnation != self.incarnation:
+            if found.lease_until > now and not incarnation.is_dead(found.incarnation):
+                raise RunnerConflict(
+                    f"runner {self.runner_id} is alive on {found.hostname}; "
+                    "stop it first, or choose another id"
+                )
+            self._give_up(f"runner {self.runner_id} was restarted")
         self._store.change(statements.TAKE_OVER, **values)
 
     def _wanted_lease(self, now: str) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import peewee
 import pytest
 
-from runqueue import Claim, Queue, Runner, Status, StorageError
+from runqueue import Claim, InvalidRun, Queue, Runner, Status, StorageError
 from runqueue.errors import StorageLost
 from tests.helpers import MovableClock
 
@@ -170,3 +171,79 @@ def test_an_enqueue_whose_answer_was_lost_is_repeated(
         queue.enqueue("x", run_id="run_0123456789ab")
     assert queue.enqueue("x", run_id="run_0123456789ab").status == Status.PENDING
     assert len(queue.find()) == 1
+
+
+def test_a_registration_whose_answer_was_lost_is_no_conflict(
+    queue: Queue, lose_answer: Callable[[], None]
+) -> None:
+    """The runner meets itself, and goes on."""
+    run = queue.enqueue("x")
+    runner = queue.runner("worker")
+    lose_answer()
+    with pytest.raises(StorageError):
+        runner.open()
+    with runner:
+        claim = runner.claim(timeout=0)
+        assert claim is not None
+        assert claim.run.run_id == run.run_id
+
+
+def test_a_repeated_enqueue_of_a_session_that_was_bound_meanwhile_is_the_same(
+    queue: Queue, runner: Runner
+) -> None:
+    """Another run of the session went first, and the home that it bound became a demand."""
+    run = queue.enqueue("x", run_id="run_0123456789ab", demands={"executor_type": None})
+    queue.enqueue("first", session_id=run.session_id, priority=9)
+    claim = runner.claim(timeout=0)
+    assert claim is not None
+    claim.start()
+    assert queue.get(run.run_id).demands is not None
+    assert queue.enqueue("x", run_id="run_0123456789ab").run_id == run.run_id
+    with pytest.raises(InvalidRun):
+        queue.enqueue("x", run_id="run_0123456789ab", demands={"tags": ["gpu"]})
+
+
+def test_a_report_whose_commit_failed_leaves_the_claim_held(
+    queue: Queue, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a transaction of the caller's that the database has undone by itself."""
+    run = queue.enqueue("x")
+    claim = runner.claim(timeout=0)
+    assert claim is not None
+    claim.start()
+    database = queue.database
+
+    undo = database.rollback
+
+    def fail() -> None:
+        undo()
+        raise peewee.OperationalError("the disk failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "commit", fail)
+        patch.setattr(database, "rollback", fail)
+        with pytest.raises(peewee.OperationalError), database.atomic():
+            claim.complete("lost")
+    queue.enqueue("y")  # another commit of this thread
+    assert queue.get(run.run_id).status == Status.RUNNING
+    assert not claim.is_over
+    assert runner.held == [claim]
+    claim.complete("kept")
+    assert claim.is_over
+    assert queue.get(run.run_id).result == "kept"
+
+
+def test_a_report_whose_savepoint_was_rolled_back_is_made_by_the_end_of_the_block(
+    queue: Queue, runner: Runner
+) -> None:
+    """What was undone was not reported, though the outer transaction is committed."""
+    run = queue.enqueue("x")
+    claim = runner.claim(timeout=0)
+    assert claim is not None
+    with claim, queue.database.atomic():
+        with pytest.raises(ZeroDivisionError), queue.database.atomic():  # noqa: PT012
+            claim.complete("undone")
+            raise ZeroDivisionError
+    assert claim.is_over
+    assert queue.get(run.run_id).status == Status.COMPLETED
+    assert queue.get(run.run_id).result is None
