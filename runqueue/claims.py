@@ -301,7 +301,8 @@ class Claim:
         """Start if needed and complete, within the transaction of `finish_many`."""
         now = self._now()
         if not self._is_started:
-            with suppress(IllegalMove):  # a stop came first, and the work is done all the same
+            # A stop came first, or it is completed already, by a report whose answer was lost.
+            with suppress(IllegalMove, StaleClaim):
                 session_id = moves.make_owned(self._store, "start", self.fence, now=now)
                 start_session(self._store, session_id, self._place, now)
         values = {"result": _storable(result)}

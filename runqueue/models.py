@@ -20,7 +20,9 @@ from peewee import (
     TextField,
 )
 
+from runqueue import clock
 from runqueue import demands as matching
+from runqueue.errors import StorageDamaged
 from runqueue.states import ACTIVE, TERMINAL, Status
 
 M = TypeVar("M", bound="Row")
@@ -37,6 +39,14 @@ class StatusField(TextField):
 
 
 _STATUSES: Final = {status.value: status for status in Status}
+
+
+def seconds_between(earlier: str, later: str) -> float:
+    """Return the seconds between two times of rows. Raises StorageDamaged when one is none."""
+    try:
+        return clock.seconds_between(earlier, later)
+    except ValueError as error:  # it passed the CHECK, so no program has written it
+        raise StorageDamaged(f"the database is damaged: {error}; restore a backup") from None
 
 
 class Row(Model):

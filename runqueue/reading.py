@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from peewee import SQL, fn
 
-from runqueue import clock, statements
+from runqueue import statements
 from runqueue.database import Store
 from runqueue.errors import InvalidRun, RunNotFound
-from runqueue.models import COLUMNS, Event, Run, Runner, Session
+from runqueue.models import COLUMNS, Event, Run, Runner, Session, seconds_between
 from runqueue.states import ACTIVE, TERMINAL, Status
 
 SUMMARY = tuple(
@@ -125,6 +125,7 @@ def session_status(store: Store, session_id: str) -> str:
     found = {
         Status(status): latest
         for status, _, latest in store.run(statements.STATUSES_OF_SESSION, session_id=session_id)
+        if status in {known.value for known in Status}
     }
     for status in found:
         if status in ACTIVE:
@@ -206,7 +207,7 @@ def overview(store: Store, *, now: str) -> Overview:
     alive = sum(one.is_alive for one in registered)
     return Overview(
         {status.value: counts.get(status.value, 0) for status in Status},
-        None if oldest is None else max(0.0, clock.seconds_between(oldest, now)),
+        None if oldest is None else max(0.0, seconds_between(oldest, now)),
         alive,
         len(registered) - alive,
         len(store.run(statements.LIVE_DAEMONS, now=now)),

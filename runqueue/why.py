@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from runqueue import clock, demands, enqueue, statements
+from runqueue import demands, enqueue, statements
 from runqueue.database import Store
 from runqueue.errors import RunNotFound
-from runqueue.models import Daemon, Event, Run, Runner, Session
+from runqueue.models import Daemon, Event, Run, Runner, Session, seconds_between
 from runqueue.states import Status
 
 
@@ -30,7 +30,9 @@ def explain(store: Store, run_id: str, *, now: str) -> Explanation:
         return _pending(store, run, now)
     if run.is_terminal:
         return _ended(run)
-    return _active(store, run, now)
+    if run.is_active:
+        return _active(store, run, now)
+    return Explanation(run_id, run.status, f"its status, {run.status!r}, is none that there is")
 
 
 def unclaimed(store: Store, run_id: str, text: str, waiting: bool, *, now: str) -> str:
@@ -108,7 +110,7 @@ def _pending(store: Store, run: Run, now: str) -> Explanation:
         if ahead:
             details.append(f"{ahead} runs with the same demands go first")
     if run.timeout_at:
-        left = clock.seconds_between(now, run.timeout_at)
+        left = seconds_between(now, run.timeout_at)
         details.append(
             f"expires in {left:.0f} s" if left > 0 else f"past its timeout for {-left:.0f} s"
         )
@@ -146,7 +148,7 @@ def _active(store: Store, run: Run, now: str) -> Explanation:
         Status.RUNNING: run.started_at,
         Status.STOPPING: _stopped_at(store, run.run_id),
     }[run.status]
-    seconds = f" for {clock.seconds_between(since, now):.0f} s" if since else ""
+    seconds = f" for {seconds_between(since, now):.0f} s" if since else ""
     doing = {
         Status.CLAIMED: f"claimed by {owner}{seconds}, not started yet",
         Status.RUNNING: f"running on {owner}{seconds}",

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
 import runqueue
 from runqueue import Claim, Queue, Run, Runner
+from runqueue.testing import MovableClock as MovableClock
 
 T = TypeVar("T")
 
@@ -32,24 +32,6 @@ OWNERS_VERBS: dict[str, Callable[[Claim], None]] = {
     "release": lambda claim: claim.release(),
 }
 """The owner's reports, by the names of their moves."""
-
-
-class MovableClock:
-    """A clock that stands still until a test moves it."""
-
-    def __init__(self) -> None:
-        self.moment = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
-
-    def __call__(self) -> datetime:
-        return self.moment
-
-    def advance(self, seconds: float) -> None:
-        self.moment += timedelta(seconds=seconds)
-
-    def text(self, seconds: float = 0) -> str:
-        """Return the time so many seconds from now, as the database holds it."""
-        moment = self.moment + timedelta(seconds=seconds)
-        return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def wait_until(predicate: Callable[[], object], timeout: float = LONG) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,7 +27,8 @@ def runners() -> None:
 def _row(summary: RunnerSummary) -> dict[str, Any]:
     row = summary.runner.as_dict()
     for name in ("tags", "properties"):
-        row[name] = json.loads(row[name])
+        with suppress(ValueError):  # of a damaged file; `db check` tells of it
+            row[name] = json.loads(row[name])
     if not summary.is_alive:
         row["state"] = "dead"
     return {**row, "is_alive": summary.is_alive, "active": summary.active}
@@ -44,7 +46,7 @@ def _find(queue: Queue, runner_id: str | None = None) -> list[dict[str, Any]]:
 @db_option
 def list_runners(output: str) -> None:
     """List registered runners, dead ones too."""
-    from runqueue.clock import seconds_between
+    from runqueue.models import seconds_between
 
     queue = open_queue()
     now = queue.now()

@@ -181,7 +181,7 @@ def list_runs(status: tuple[str, ...], limit: int, output: str, **filters: str |
 
 
 def _listing(row: Mapping[str, Any], now: str) -> dict[str, Any]:
-    from runqueue.clock import seconds_between
+    from runqueue.models import seconds_between
 
     error = row["error"]
     return {

@@ -31,7 +31,7 @@ def _row(summary: SessionSummary) -> dict[str, Any]:
 def list_sessions(limit: int, output: str) -> None:
     """List sessions, the newest first."""
     from runqueue import reading
-    from runqueue.clock import seconds_between
+    from runqueue.models import seconds_between
 
     queue = open_queue()
     rows = [_row(summary) for summary in reading.sessions(queue.store, limit or None)]

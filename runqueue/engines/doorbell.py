@@ -52,9 +52,13 @@ class Doorbell(ABC):
     def close(self, timeout: float = 1.0) -> None:
         """End the thread, unless somebody listens; it begins again when it is needed."""
         with self._lock:
+            thread = self._thread
             self._lingers = False
             self._start_or_wake()
             self._lock.wait_for(lambda: self._thread is None or self._is_needed(), timeout)
+            is_over = self._thread is None
+        if thread is not None and is_over:
+            thread.join(timeout)  # it has a connection to close
 
     def abandon(self) -> Any:
         """Forget everything in the child of a fork; return the connection, the parent's."""

@@ -20,6 +20,8 @@ from runqueue.engines.sqlite_transfer import SqliteTransfer
 from runqueue.engines.sqlite_turns import JOURNAL_LIMIT, Database
 
 ERRORS: Final = (sqlite3.Error,)
+DAMAGED: Final = "the database file is damaged; restore a backup"
+FULL: Final = "the disk of the database is full; make room, try again"
 
 INCREMENTAL: Final = 2
 """What `PRAGMA auto_vacuum` says of a file that can give back pages at any time."""
@@ -160,13 +162,25 @@ class Sqlite(base.Engine):
             return errors.ConfigurationError(f"{self.url} was {text}")
         if "UNIQUE constraint failed: runs.session_id" in text:
             return base.SessionTaken("another run of the session has become active; try again")
-        code = getattr(error, "sqlite_errorname", None) or next(
+        if "Could not decode to UTF-8" in text:  # and then quotes it, which may be a prompt
+            return errors.StorageDamaged(DAMAGED)
+        code = _code_of(error) or next(
             (code for part, code in _BY_MESSAGE.items() if part in text), ""
         )
         for known, (kind, sentence) in _BY_CODE.items():
             if code.startswith(known):
                 return kind(sentence)
         return None
+
+
+def _code_of(error: BaseException) -> str | None:
+    """Return SQLite's own name of an error; Peewee's errors have only its message."""
+    link: BaseException | None = error
+    while link is not None:
+        if name := getattr(link, "sqlite_errorname", None):
+            return str(name)
+        link = link.__cause__ or link.__context__
+    return None
 
 
 def open_url(url: str, *, busy_timeout: float, create: bool) -> Sqlite:
@@ -187,13 +201,15 @@ _BUSY: Final = (errors.StorageBusy, "another process is writing to the database;
 _BY_CODE: Final[dict[str, tuple[type[errors.RunqueueError], str]]] = {
     "SQLITE_BUSY": _BUSY,
     "SQLITE_LOCKED": _BUSY,
-    "SQLITE_FULL": (errors.StorageFull, "the disk of the database is full; make room, try again"),
+    "SQLITE_FULL": (errors.StorageFull, FULL),
+    # What SQLite says when there is no room for the index of its log.
+    "SQLITE_IOERR_SHMSIZE": (errors.StorageFull, FULL),
     "SQLITE_IOERR": (errors.StorageLost, "the disk of the database failed; look at the system log"),
     "SQLITE_CANTOPEN": (errors.StorageLost, "the database file cannot be opened"),
     "SQLITE_PERM": (errors.StorageLost, "the database file may not be opened"),
     "SQLITE_READONLY": (errors.ConfigurationError, "the database is read-only for this user"),
     "SQLITE_NOTADB": (errors.ConfigurationError, "the file is not a database"),
-    "SQLITE_CORRUPT": (errors.StorageDamaged, "the database file is damaged; restore a backup"),
+    "SQLITE_CORRUPT": (errors.StorageDamaged, DAMAGED),
 }
 
 # Python 3.10 has no sqlite_errorname.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import runqueue
 from runqueue import Queue, Runner
 from runqueue.bell import ALL
 from runqueue.engines import sqlite_doorbell
@@ -142,3 +143,12 @@ def test_a_file_that_was_replaced_wakes_whoever_waits(
     with listening(queue) as watch:
         Path(database_url.removeprefix("sqlite:///") + "-wal").rename(tmp_path / "elsewhere")
         assert watch.wait(LONG)
+
+
+def test_a_queue_that_waited_and_is_closed_leaves_no_log(database_url: str) -> None:
+    """The doorbell's connection is closed too: whoever is the last takes the log over."""
+    with runqueue.connect(database_url) as queue:
+        queue.enqueue("x")
+        with listening(queue):
+            pass
+    assert not Path(database_url.removeprefix("sqlite:///") + "-wal").exists()

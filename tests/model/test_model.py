@@ -1,0 +1,60 @@
+"""All verbs in any order, on both databases, against a model in plain dicts."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+import runqueue
+from runqueue import Runner
+from tests.helpers import MovableClock
+from tests.model.machine import Machine
+
+SHORT = {"sqlite": 60, "postgresql": 30}
+"""How many sequences of verbs are tried on each kind of database, of up to STEPS each."""
+TIMES = 5
+"""How many times as many are tried in the long form."""
+STEPS = 50
+
+
+@pytest.fixture
+def dead(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The incarnations of processes that have ended.
+
+    A runner's threads do nothing here: its heartbeat is one of the verbs. A claim looks at all
+    demands that wait, where otherwise it may have looked a second ago.
+    """
+    ended: set[str] = set()
+    for thread in ("_beat_on", "_watch_lease", "_watch_stops"):
+        monkeypatch.setattr(Runner, thread, lambda runner: None)
+    monkeypatch.setattr("runqueue.incarnation.is_dead", ended.__contains__)
+    monkeypatch.setattr("runqueue.claims.LOOK_AROUND", 0.0)
+    return ended
+
+
+def test_any_order_of_verbs_does_what_the_model_does(
+    database_url: str, clock: MovableClock, dead: set[str], is_long: bool
+) -> None:
+    """Rows, history, refusals and claims are those of the model after each verb.
+
+    The short form is the same each time. The long one is another each time, and a failure
+    prints how it is repeated.
+    """
+    kind = database_url.partition(":")[0]
+    connect = functools.partial(runqueue.connect, database_url, clock=clock)
+    run_state_machine_as_test(
+        functools.partial(Machine, connect, clock, dead),
+        settings=settings(
+            max_examples=SHORT[kind] * (TIMES if is_long else 1),
+            stateful_step_count=STEPS,
+            derandomize=not is_long,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
