@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from runqueue import demands, moves, statements, sweeper
 from runqueue.backoff import pauses
-from runqueue.database import Store, again
+from runqueue.database import Statement, Store, again
 from runqueue.demands import Capabilities
 from runqueue.engines.base import SessionTaken
 from runqueue.enqueue import lock_sessions
@@ -162,8 +162,8 @@ class Claim:
         ended: Callable[[Claim], None],
     ) -> None:
         self._store = store
-        self._place = place
-        self._now = clock_text
+        self.place: Final = place
+        self.now: Final = clock_text
         self._ended = ended
         self.run = run
         """The run as it was claimed."""
@@ -172,7 +172,7 @@ class Claim:
         """Whether a report was committed, or the claim found to be lost."""
         self._is_reported = False
         self._attempt: tuple[str, dict[str, Any]] | None = None
-        self._is_started = False
+        self.is_started = False
         self._to_end = threading.Event()
         self._on_stop: Callable[[], None] | None = None
 
@@ -182,12 +182,12 @@ class Claim:
         @again
         def begin(store: Store) -> None:
             with store.transaction():
-                now = self._now()
+                now = self.now()
                 session_id = self._report("start", now)
-                start_session(store, session_id, self._place, now)
+                start_session(store, session_id, self.place, now)
 
         begin(self._store)
-        self._is_started = True
+        self.is_started = True
 
     def on_stop(self, callback: Callable[[], None]) -> None:
         """Call back, from another thread, as soon as `stop_requested` becomes true."""
@@ -298,15 +298,15 @@ class Claim:
             report()
 
     def complete_with_others(self, result: str | None) -> None:
-        """Start if needed and complete, within the transaction of `finish_many`."""
-        now = self._now()
-        if not self._is_started:
-            # A stop came first, or it is completed already, by a report whose answer was lost.
-            with suppress(IllegalMove, StaleClaim):
-                session_id = moves.make_owned(self._store, "start", self.fence, now=now)
-                start_session(self._store, session_id, self._place, now)
+        """Complete, and start before that if needed, within the transaction of `finish_many`."""
+        now = self.now()
         values = {"result": _storable(result)}
-        moves.make_owned(self._store, "complete", self.fence, now=now, **values)
+        try:
+            moves.make_owned(self._store, "complete", self.fence, now=now, **values)
+        except IllegalMove:  # it was not started, or that was rolled back
+            session_id = moves.make_owned(self._store, "start", self.fence, now=now)
+            start_session(self._store, session_id, self.place, now)
+            moves.make_owned(self._store, "complete", self.fence, now=now, **values)
 
     def end(self) -> None:
         """Note that there is nothing left to report."""
@@ -340,7 +340,7 @@ class Claim:
 
     def _end(self, name: str, **values: Any) -> None:
         self._attempt = name, values
-        self._report(name, self._now(), **values)
+        self._report(name, self.now(), **values)
         self.end_on_commit()
 
     def _report(self, name: str, now: str, **values: Any) -> str:
@@ -357,7 +357,7 @@ class Claim:
     def keep_late(self, name: str, text: str | None, now: str | None = None) -> None:
         """Keep what was reported too late in the history of the run."""
         if name in _LATE and not self.is_over:
-            now = now or self._now()
+            now = now or self.now()
             moves.keep_late(self._store, self.fence, _LATE[name], text, now=now)
 
 
@@ -367,13 +367,65 @@ def finish_many(store: Store, finished: Iterable[tuple[Claim, str | None]]) -> l
     Returns the claims that were refused, because they were lost; the others are completed.
     """
     reports = list(finished)
-    refused = _finish(store, reports)
+    refused = {} if len(reports) > 1 and _finish_all(store, reports) else _finish(store, reports)
     for claim, result in reports:
         if isinstance(refused.get(claim), StaleClaim):
             claim.keep_late("complete", result)
     for claim, _ in reports:
         claim.end_on_commit()
     return list(refused)
+
+
+class _NotAllError(Exception):
+    """Not every row was changed, so nothing is, and each is looked at for itself."""
+
+
+@again
+def _finish_all(store: Store, reports: list[tuple[Claim, str | None]]) -> bool:
+    """Complete all claims by a few statements for all of them; return whether that was possible."""
+    claims = [claim for claim, _ in reports]
+    try:
+        with store.transaction():
+            lock_sessions(store, [claim.run.session_id for claim in claims])
+            now = claims[0].now()
+            if unstarted := [claim for claim in claims if not claim.is_started]:
+                fences = [claim.fence._asdict() for claim in unstarted]
+                _change_all(store, "start", statements.START_MANY, fences, now)
+                _start_sessions(store, unstarted, now)
+            values = [
+                {**claim.fence._asdict(), "result": _storable(result)} for claim, result in reports
+            ]
+            _change_all(store, "complete", statements.COMPLETE_MANY, values, now)
+    except _NotAllError:
+        return False
+    return True
+
+
+def _change_all(
+    store: Store, name: str, statement: Statement, values: list[dict[str, Any]], now: str
+) -> None:
+    if store.change_many(statement, [{**one, "now": now} for one in values]) != len(values):
+        raise _NotAllError
+    run_ids = [one["run_id"] for one in values]
+    moves.record_many(store, name, run_ids, now=now, actor=Actor.RUNNER)
+
+
+def _start_sessions(store: Store, claims: list[Claim], now: str) -> None:
+    """What `start_session` does, for the claims of one runner."""
+    place = claims[0].place
+    session_ids = [claim.run.session_id for claim in claims]
+    listed = store.engine.as_list(session_ids)
+    unbound = {row[0] for row in store.run(statements.UNBOUND, session_ids=listed)}
+    known = [one for one in session_ids if one not in unbound]
+    home = {key: place.of(key) for key in demands.PLACE}
+    if unbound:
+        bind = [{"session_id": one, "now": now, **home} for one in sorted(unbound)]
+        store.change_many(statements.BIND_SESSION, bind)
+        listed = store.engine.as_list(sorted(unbound))
+        _inherit_home(store, home, store.run(statements.PENDING_OF_SESSIONS, session_ids=listed))
+    if known:
+        resume = [{"session_id": one, "now": now} for one in known]
+        store.change_many(statements.RESUME_SESSION, resume)
 
 
 @again
@@ -400,8 +452,14 @@ def start_session(store: Store, session_id: str, place: Capabilities, now: str) 
     if not store.change(statements.BIND_SESSION, session_id=session_id, now=now, **home):
         store.change(statements.RESUME_SESSION, session_id=session_id, now=now)
         return
+    _inherit_home(store, home, store.run(statements.PENDING_OF_SESSION, session_id=session_id))
+
+
+def _inherit_home(
+    store: Store, home: dict[str, str | None], pending: list[tuple[Any, ...]]
+) -> None:
     wanted = {key: value for key, value in home.items() if value}
-    for run_id, text in store.run(statements.PENDING_OF_SESSION, session_id=session_id):
+    for run_id, text in pending:
         try:
             merged = demands.canonical(demands.both(wanted, demands.parse(text)))
         except ValueError:  # malformed by hand: nobody claims it, and `why` says so

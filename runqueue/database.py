@@ -12,7 +12,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -137,14 +137,29 @@ class Store:
         with self.ready():
             return int(self._execute(statement, values).rowcount)
 
+    def change_many(self, statement: Statement, rows: Sequence[dict[str, Any]]) -> int:
+        """Execute a statement that returns no rows for each of these values; return the sum.
+
+        A server is sent all of them at once.
+        """
+        with self.ready():
+            compiled = self._compile(statement)
+            cursor = self.database.cursor()
+            cursor.executemany(compiled.sql, [compiled.parameters(values) for values in rows])
+            return int(cursor.rowcount)
+
     def lock(self, statement: Statement, **values: Any) -> list[tuple[Any, ...]]:
         """Lock rows with a SELECT; where a writer is alone anyway there is nothing to do."""
         return self.run(statement, **values) if self.engine.locks_rows else []
 
-    def _execute(self, statement: Statement, values: dict[str, Any]) -> Any:
+    def _compile(self, statement: Statement) -> Compiled:
         compiled = self._compiled.get(statement)
         if compiled is None:
             compiled = self._compiled[statement] = statement.compile(self.database)
+        return compiled
+
+    def _execute(self, statement: Statement, values: dict[str, Any]) -> Any:
+        compiled = self._compile(statement)
         return self._execute_sql(compiled.sql, compiled.parameters(values))
 
     def _execute_sql(self, sql: str, parameters: list[Any]) -> Any:
@@ -262,13 +277,36 @@ _opened: weakref.WeakSet[Store] = weakref.WeakSet()
 _inherited: list[Any] = []
 
 
-def _after_fork() -> None:
+_forking = threading.Lock()
+_held: list[Engine] = []
+
+
+def _before_fork() -> None:
+    _forking.acquire()  # two threads may fork at once
+    for engine in [store.engine for store in _opened]:
+        engine.hold_for_fork()
+        _held.append(engine)
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop().go_on_after_fork()
+    _forking.release()
+
+
+def _after_fork_in_child() -> None:
+    _held.clear()
+    _forking.release()
     for store in list(_opened):
         store.abandon()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
 
 
 def open_store(target: str | peewee.Database, *, busy_timeout: float, create: bool = True) -> Store:

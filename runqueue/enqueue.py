@@ -7,15 +7,17 @@ them; its session, the run and their event are one transaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
 from runqueue import clock, ids, moves, settings, statements
 from runqueue import demands as matching
 from runqueue.database import Store, again
 from runqueue.errors import IllegalMove, InvalidRun, RunNotFound, SessionNotFound
 from runqueue.models import COLUMNS, Run, Session
-from runqueue.states import TERMINAL, Actor, ExecutionMode, RunType, Status
+from runqueue.states import TERMINAL, Actor, ExecutionMode, RunType, Status, Wake
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Request:
     timeout: float | None = None
     priority: int = 0
     run_id: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it starts a session of its own, under no given id, and refers to no other."""
+        return not (self.session_id or self.parent_session_id or self.run_id)
 
 
 def check(
@@ -107,9 +114,38 @@ def _optional(value: object, what: str) -> str | None:
     return value
 
 
-@again
 def add_many(store: Store, requests: list[Request], clock_text: Callable[[], str]) -> list[Run]:
     """Insert runs in one transaction."""
+    if len(requests) > 1 and all(request.is_plain for request in requests):
+        with suppress(_NotAllError):
+            return _add_all(store, requests, clock_text)
+    return _add_each(store, requests, clock_text)
+
+
+class _NotAllError(Exception):
+    """An id that was made up is there already, so nothing is added."""
+
+
+@again
+def _add_all(store: Store, requests: list[Request], clock_text: Callable[[], str]) -> list[Run]:
+    """Insert runs that start sessions of their own by three statements for all of them."""
+    with store.transaction():
+        now = clock.from_text(clock_text())
+        rows = []
+        for index, request in enumerate(requests):
+            at = clock.to_text(now + timedelta(microseconds=index))
+            rows.append(_values(request, ids.new_session_id(), RunType.START_SESSION, at))
+        for statement in (statements.INSERT_SESSION, statements.INSERT_RUN):
+            if store.change_many(statement, rows) != len(rows):
+                raise _NotAllError
+        events = [moves.enqueued(row["run_id"], row["created_at"], Actor.CALLER) for row in rows]
+        store.change_many(statements.INSERT_EVENT, events)
+        store.wake((Wake.WORK,))
+        return [_as_run(row) for row in rows]
+
+
+@again
+def _add_each(store: Store, requests: list[Request], clock_text: Callable[[], str]) -> list[Run]:
     with store.transaction():
         lock_sessions(store, [one.session_id for one in requests if one.session_id is not None])
         now = clock_text()
@@ -279,7 +315,18 @@ def _insert(
     actor: Actor,
     detail: str | None = None,
 ) -> Run:
-    values: dict[str, Any] = {
+    values = _values(request, session_id, kind, now)
+    while not store.change(statements.INSERT_RUN, **values):
+        if request.run_id is not None and (found := find(store, request.run_id)) is not None:
+            return _same(store, found, request)
+        values["run_id"] = ids.new_run_id()
+    run_id = values["run_id"]
+    moves.record(store, moves.ENQUEUE, run_id, now=now, actor=actor, detail=detail)
+    return _as_run(values)
+
+
+def _values(request: Request, session_id: str, kind: RunType, now: str) -> dict[str, Any]:
+    return {
         "run_id": request.run_id or ids.new_run_id(),
         "session_id": session_id,
         "type": kind.value,
@@ -293,13 +340,12 @@ def _insert(
         "timeout_at": _timeout_at(request, now),
         "priority": request.priority,
     }
-    while not store.change(statements.INSERT_RUN, **values):
-        if request.run_id is not None and (found := find(store, request.run_id)) is not None:
-            return _same(store, found, request)
-        values["run_id"] = ids.new_run_id()
-    run_id = values["run_id"]
-    moves.record(store, moves.ENQUEUE, run_id, now=now, actor=actor, detail=detail)
-    values |= {"session": session_id, "status": Status.PENDING}
-    # `waiting` is the triggers' to decide and is not known here.
-    known = [name for name in COLUMNS[Run] if name != "waiting"]
-    return Run.from_row([values.get(name) for name in known], known)
+
+
+# `waiting` is the triggers' to decide and is not known here.
+_KNOWN: Final = tuple(name for name in COLUMNS[Run] if name != "waiting")
+
+
+def _as_run(values: dict[str, Any]) -> Run:
+    values = {**values, "session": values["session_id"], "status": Status.PENDING}
+    return Run.from_row([values.get(name) for name in _KNOWN], _KNOWN)

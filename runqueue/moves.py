@@ -46,6 +46,12 @@ def record(
     store.wake(move.wakes if move else (Wake.WORK,))
 
 
+def enqueued(run_id: str, at: str, actor: Actor) -> dict[str, Any]:
+    """Return the values of a run's first event."""
+    pending = Status.PENDING.value
+    return {"run_id": run_id, "at": at, "status": pending, "actor": actor.value, "detail": None}
+
+
 def record_many(
     store: Store,
     name: str,

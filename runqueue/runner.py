@@ -289,7 +289,6 @@ class Runner:
                 del self._held[claim.fence.run_id]
             if not self._held and not self._closed.is_set():
                 self._holds.clear()
-        self._bell.ring((Wake.STOP,))
 
     def _now(self) -> str:
         with self._store.translated_errors():

@@ -212,23 +212,25 @@ def _move(name: str, where: Any, *returning: Any, **sets: Any) -> Any:
     if move.stamp:
         values[getattr(Run, move.stamp)] = hole("now")
     values.update({getattr(Run, column): value for column, value in sets.items()})
-    return (
-        Run.update(values)
-        .where(_is_still(Run, move.sources), where)
-        .returning(*(returning or (Run.run_id,)))
-    )
+    update = Run.update(values).where(_is_still(Run, move.sources), where)
+    return update.returning(*returning) if returning else update
 
 
 def _by_anyone(name: str, **sets: Any) -> Statement:
     return Statement(lambda: _move(name, Run.run_id == hole("run_id"), Run.session, **sets))
 
 
-def _by_owner(name: str, **sets: Any) -> Statement:
-    def build() -> Any:
-        fence = (Run.runner_id == hole("runner_id")) & (Run.claimed_at == hole("claimed_at"))
-        return _move(name, this_run() & fence, Run.session, **sets)
+def _fence() -> Any:
+    return (Run.runner_id == hole("runner_id")) & (Run.claimed_at == hole("claimed_at"))
 
-    return Statement(build)
+
+def _by_owner(name: str, **sets: Any) -> Statement:
+    return Statement(lambda: _move(name, this_run() & _fence(), Run.session, **sets))
+
+
+def _by_owner_of_many(name: str, **sets: Any) -> Statement:
+    """Likewise, executed for many claims whose sessions are locked; how many it changed is told."""
+    return Statement(lambda: _move(name, (Run.run_id == hole("run_id")) & _fence(), **sets))
 
 
 _UNOWNED: Final = {"runner_id": None, "claimed_at": None}
@@ -240,6 +242,8 @@ OWNER_MOVES: Final = {
     "confirm": _by_owner("confirm"),
     "release": _by_owner("release", **_UNOWNED),
 }
+START_MANY: Final = _by_owner_of_many("start")
+COMPLETE_MANY: Final = _by_owner_of_many("complete", result=hole("result"))
 FREE_MOVES: Final = {
     "stop": _by_anyone("stop"),
     "cancel": _by_anyone("cancel"),
@@ -445,6 +449,40 @@ PENDING_OF_SESSION: Final = Statement(
         Run.session == hole("session_id"), _is_pending(Run, _OF_SESSION)
     )
 )
+
+
+def _is_listed(column: Any) -> Any:
+    """Whether a session is one of those in `session_ids`."""
+    listed = fn.json_each(hole("session_ids")).alias("listed")
+    texts = fn.unnest(SQL("%s::text[]", [Hole("session_ids")])).alias("listed")
+    return Either(
+        sqlite=column.in_(Select((listed,), (SQL("listed.value"),))),
+        postgres=(column == _any_of(Select((texts,), (SQL("listed"),)))),
+    )
+
+
+UNBOUND: Final = Statement(
+    lambda: Session.select(Session.session_id).where(
+        _is_listed(Session.session_id), Session.hostname.is_null()
+    )
+)
+"""Which of the sessions listed in `session_ids` have no home yet."""
+
+
+def _pending_of_sessions() -> Any:
+    listed, run = fn.json_each(hole("session_ids")).alias("listed"), Run.alias("run")
+    is_pending = _is_pending(run, _OF_SESSION)
+    columns = (run.run_id, run.demands)
+    return Either(
+        # CROSS, or SQLite begins with all pending runs.
+        sqlite=Select((listed,), columns)
+        .join(run, JOIN.CROSS)
+        .where(run.session == SQL("listed.value"), is_pending),
+        postgres=run.select(*columns).where(_is_listed(run.session), is_pending),
+    )
+
+
+PENDING_OF_SESSIONS: Final = Statement(_pending_of_sessions)
 SET_DEMANDS: Final = Statement(
     lambda: Run.update({Run.demands: hole("demands")}).where(
         Run.run_id == hole("run_id"), _is_still(Run, (Status.PENDING,))
@@ -698,7 +736,7 @@ def _expire() -> Any:
             .for_update(NO_KEY, of=(some, session), skip_locked=True)
         ),
     )
-    return _move("expire", batch & _is_due(), error=hole("error"))
+    return _move("expire", batch & _is_due(), Run.run_id, error=hole("error"))
 
 
 EXPIRE: Final = Statement(_expire)

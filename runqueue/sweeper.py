@@ -111,15 +111,22 @@ def _record(store: Store, name: str, rows: list[tuple[Any, ...]], now: str, acto
 
 def _expire(store: Store, now: str) -> int:
     expired = 0
-    for text, waiting, run_id in store.run(statements.DUE, now=now):
-        reason = why.unclaimed(store, run_id, text, bool(waiting), now=now)
-        error = f"expired: {reason}"
-        while True:
-            count = _expire_batch(store, now, text, waiting, error)
-            expired += count
-            if count < BATCH:
-                break
+    # The end of a session's first run makes the next one the first, in another group than it was.
+    while count := sum(
+        _expire_group(store, now, *due) for due in store.run(statements.DUE, now=now)
+    ):
+        expired += count
     return expired
+
+
+def _expire_group(store: Store, now: str, text: str, waiting: int, run_id: str) -> int:
+    reason = why.unclaimed(store, run_id, text, bool(waiting), now=now)
+    expired = 0
+    while True:
+        count = _expire_batch(store, now, text, waiting, f"expired: {reason}")
+        expired += count
+        if count < BATCH:
+            return expired
 
 
 @again

@@ -192,6 +192,12 @@ class Engine(ABC):
     def close(self) -> None:  # noqa: B027
         """Give up connections that no thread uses."""
 
+    def hold_for_fork(self) -> None:  # noqa: B027
+        """Wait until the process may be forked, and keep it so."""
+
+    def go_on_after_fork(self) -> None:  # noqa: B027
+        """End in the parent what `hold_for_fork` began."""
+
     def abandon(self) -> list[Any]:
         """Forget all connections in the child of a fork; return what must not be closed here."""
         return []

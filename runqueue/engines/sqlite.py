@@ -143,6 +143,14 @@ class Sqlite(base.Engine):
     def close(self) -> None:
         self._doorbell.close()
 
+    def hold_for_fork(self) -> None:
+        if isinstance(self.database, Database):
+            self.database.hold_for_fork()
+
+    def go_on_after_fork(self) -> None:
+        if isinstance(self.database, Database):
+            self.database.go_on_after_fork()
+
     def abandon(self) -> list[Any]:
         database = self.database
         # Closing it here could checkpoint or unlink under the parent, who still uses it.

@@ -53,8 +53,10 @@ class Database(peewee.SqliteDatabase):
         return connection
 
     def renew_turn(self) -> None:
-        """Forget who waits: in the child of a fork they are not there."""
+        """Forget who waits or writes: in the child of a fork they are not there."""
         self._turn = threading.Lock()
+        self._writers: set[int] = set()
+        self._writes = threading.Condition()
 
     def begin(self, lock_type: str | None = None) -> None:
         # One thread of a process tries at a time: a hundred that try together keep the one
@@ -62,9 +64,44 @@ class Database(peewee.SqliteDatabase):
         if not self._turn.acquire(timeout=self.busy_timeout):
             raise peewee.OperationalError("database is locked")
         try:
+            with self._writes:
+                self._writers.add(threading.get_ident())
             self._patiently(lambda: super(Database, self).begin(lock_type))
+        except BaseException:
+            self._ends_writing()
+            raise
         finally:
             self._turn.release()
+
+    def commit(self) -> Any:
+        done = super().commit()
+        self._ends_writing()
+        return done
+
+    def rollback(self) -> Any:
+        try:
+            return super().rollback()
+        finally:
+            self._ends_writing()
+
+    def _ends_writing(self) -> None:
+        with self._writes:
+            self._writers.discard(threading.get_ident())
+            self._writes.notify_all()
+
+    def hold_for_fork(self) -> None:
+        """Let nobody write while the process is forked, as soon as other threads have ended it.
+
+        SQLite knows by process who holds the file's lock, and the child inherits that: of a
+        writer who is not there it would wait for ever.
+        """
+        self._writes.acquire()
+        others = {threading.get_ident()}
+        self._writes.wait_for(lambda: not self._writers - others, self.busy_timeout)
+
+    def go_on_after_fork(self) -> None:
+        """In the parent: writing goes on."""
+        self._writes.release()
 
     def execute_sql(self, sql: str, params: Sequence[Any] | None = None) -> Any:
         if self.in_transaction():

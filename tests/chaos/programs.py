@@ -112,7 +112,7 @@ def forker(url: str, path: str, forks: int) -> None:
                     run = queue.enqueue("in a transaction")
                     if (child := os.fork()) == 0:
                         # The transaction is the parent's alone. To write is not possible here:
-                        # SQLite takes its lock, which it inherited, for one of this process.
+                        # SQLite takes the lock of this thread, inherited, for one of this process.
                         assert not queue.database.in_transaction()
                         assert queue.get(seen.run_id).prompt == seen.prompt
                         os._exit(0)

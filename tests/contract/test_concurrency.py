@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain
+from typing import Any
+
+import pytest
 
 import runqueue
 from runqueue import IllegalMove, Queue, Runner, RunqueueError, SessionNotFound, Status
 from tests.helpers import (
+    LONG,
     MovableClock,
     count,
     events_of,
     execute_sql,
     ids,
+    in_background,
     start,
     status_of,
     together,
@@ -208,3 +214,39 @@ def test_a_hundred_threads_enqueue_at_once_and_none_is_refused(queue: Queue) -> 
         thread.join()
     assert failures == []
     assert count(queue, "runs") == 200
+
+
+def test_a_fork_waits_for_a_thread_that_writes(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child would inherit the lock of a writer who is not there, and never write itself."""
+    forking = threading.Event()
+    begun = threading.Event()
+    real = type(queue.store.engine).hold_for_fork
+
+    def hold(engine: Any) -> None:
+        forking.set()
+        real(engine)
+
+    monkeypatch.setattr(type(queue.store.engine), "hold_for_fork", hold)
+
+    def write() -> str:
+        with queue.database.atomic():
+            run = queue.enqueue("by the thread")
+            begun.set()
+            assert forking.wait(LONG)
+        return run.run_id
+
+    with in_background(write, queue) as written:
+        assert begun.wait(LONG)
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                queue.enqueue("by the child")
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert queue.get(written.result(LONG)).prompt == "by the thread"
+    assert sorted(run.prompt for run in queue.find()) == ["by the child", "by the thread"]
+    assert queue.enqueue("by the parent").status == Status.PENDING

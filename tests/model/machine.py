@@ -52,7 +52,7 @@ STATUSES = ("pending", *ACTIVE, *TERMINAL)
 REPORTS = st.sampled_from(["start", "complete", "fail", "confirm", "release"])
 SCRIPTS = st.sampled_from(
     [
-        *((), ("start",), ("start",), ("start", "complete"), ("start", "fail"), ("fail",)),
+        *((), (), ("start",), ("start",), ("start", "complete"), ("start", "fail"), ("fail",)),
         *(("release",), ("start", "complete", "fail"), ("start", "fail", "complete")),
     ]
 )
@@ -158,6 +158,12 @@ class Machine(RuleBasedStateMachine):
             self.session_of[run.run_id] = run.session_id
         assert all(run.created_at >= now for run in added)
         return ids(added)
+
+    @initialize(target=runs, requests=st.lists(REQUESTS, min_size=4, max_size=6), more=BATCHES)
+    def fill(self, requests: list[Row], more: list[Row]) -> Any:
+        """Something to work on, for Hypothesis leaves rules out of a sequence, also `enqueue`."""
+        first = self.add(requests)
+        return multiple(*first, *self.add(more, self.session_of[first[0]]))
 
     @rule(target=runs, requests=BATCHES)
     def enqueue(self, requests: list[Row]) -> Any:
@@ -311,22 +317,25 @@ class Machine(RuleBasedStateMachine):
             self.end(claim)
 
     @rule(
+        target=claims,
         claim=claims,
         asked=st.sampled_from([None, None, "stop", "release"]),
         verbs=st.lists(REPORTS, min_size=1, max_size=3),
         text=st.sampled_from(["a", "b"]),
     )
-    def report_in_turn(self, claim: Row, asked: str | None, verbs: list[str], text: str) -> None:
+    def report_in_turn(self, claim: Row, asked: str | None, verbs: list[str], text: str) -> Any:
         """Also after a stop, and when the run was given back and claimed again."""
         if asked is not None:
             self.ask(claim["run_id"], asked)
+        made = []
         if asked == "release" and claim["process"]["real"].is_open:
-            self.claim_on(claim["process"], 1)
+            made = self.claim_on(claim["process"], 9)
         is_to_end = self.model.is_to_end(claim)
         if is_to_end or not claim["process"]["was_told"]:
             assert claim["real"].stop_requested == is_to_end
         for verb in verbs:
             self.report(claim, verb, text)
+        return multiple(*made)
 
     @rule(claim=claims, verb=REPORTS)
     def report_and_roll_back(self, claim: Row, verb: str) -> None:

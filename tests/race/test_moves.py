@@ -79,7 +79,7 @@ def _owned(report: Callable[[Claim, int], None]) -> Verb:
         claim = Claim(
             queue.store, scene.claim.run, runner.capabilities, stage.clock.text, lambda _: None
         )
-        claim._is_started = True
+        claim.is_started = True
         report(claim, number)
 
     return verb
