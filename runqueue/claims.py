@@ -255,7 +255,9 @@ class Claim:
         A report that met a lost database is repeated, and its error goes no further: the work
         was done.
         """
-        if self.is_over or (self._is_reported and not self._was_undone()):
+        if self._is_reported:
+            self.insist(self._see_whether_it_stands)
+        if self.is_over or self._is_reported:
             return False
         if self._attempt is not None and isinstance(error, StorageError) and error.retryable:
             name, values = self._attempt
@@ -325,18 +327,18 @@ class Claim:
         # A savepoint may have been rolled back, or this be called after another transaction: when
         # a commit fails, Peewee's rollback can fail too, and it keeps what was to be called.
         with suppress(StorageError):
-            if not self._was_undone():
+            self._see_whether_it_stands()
+            if self._is_reported:
                 self.end()
 
-    def _was_undone(self) -> bool:
-        """Whether what was reported in a caller's transaction was rolled back with it."""
-        if self._store.database.in_transaction():
-            return False  # it may be yet
+    def _see_whether_it_stands(self) -> None:
+        """Forget what was reported in a caller's transaction that was rolled back."""
+        if self.is_over or self._store.database.in_transaction():
+            return  # where it may be rolled back yet
         rows = self._store.run(statements.RUN_STATE, run_id=self.fence.run_id)
         fence = (self.fence.runner_id, self.fence.claimed_at)
         active = {status.value for status in ACTIVE}
         self._is_reported = not (rows and rows[0][0] in active and rows[0][1:3] == fence)
-        return not self._is_reported
 
     def _end(self, name: str, **values: Any) -> None:
         self._attempt = name, values
@@ -346,19 +348,28 @@ class Claim:
     def _report(self, name: str, now: str, **values: Any) -> str:
         try:
             return moves.make_owned(self._store, name, self.fence, now=now, **values)
-        except StaleClaim:
-            self.keep_late(name, values.get("result", values.get("error")), now)
-            self.end()
-            raise
-        except RunNotFound:
-            self.end()
+        except (StaleClaim, RunNotFound) as refusal:
+            if name in _LATE and isinstance(refusal, StaleClaim):
+                self.keep_late(name, values.get("result", values.get("error")), now)
+                self.end_on_commit()  # what is kept may be undone with the caller's transaction
+            else:
+                self.end()
             raise
 
     def keep_late(self, name: str, text: str | None, now: str | None = None) -> None:
-        """Keep what was reported too late in the history of the run."""
-        if name in _LATE and not self.is_over:
+        """Keep what was reported too late in the history of the run.
+
+        Raises StorageError where it can be kept by reporting it again.
+        """
+        if self.is_over:
+            return
+        try:
             now = now or self.now()
             moves.keep_late(self._store, self.fence, _LATE[name], text, now=now)
+        except StorageError as error:
+            if error.retryable:
+                raise
+            log.warning("run %s: its late %s is not kept: %s", self.run.run_id, name, error)
 
 
 def finish_many(store: Store, finished: Iterable[tuple[Claim, str | None]]) -> list[Claim]:
@@ -368,11 +379,14 @@ def finish_many(store: Store, finished: Iterable[tuple[Claim, str | None]]) -> l
     """
     reports = list(finished)
     refused = {} if len(reports) > 1 and _finish_all(store, reports) else _finish(store, reports)
-    for claim, result in reports:
-        if isinstance(refused.get(claim), StaleClaim):
-            claim.keep_late("complete", result)
     for claim, _ in reports:
-        claim.end_on_commit()
+        if claim not in refused:
+            claim.end_on_commit()
+    for claim, result in reports:
+        if claim in refused:
+            if isinstance(refused[claim], StaleClaim):
+                claim.keep_late("complete", result)
+            claim.end_on_commit()
     return list(refused)
 
 

@@ -72,6 +72,7 @@ class Daemon:
         self._started_at = queue.now()
         self._beaten: float | None = None
         self._tidied = -TIDY_EVERY
+        self._going: retention.Bounds | None = None
         self._swept: float | None = None
         self._held_until = 0.0
         self._failures = 0
@@ -153,7 +154,10 @@ class Daemon:
         if not swept:
             self._queue.store.trim_log()
         if moment - self._tidied >= TIDY_EVERY:
-            self._tidy(moment)
+            self._tidied = moment
+            self._tidy()
+        if self._going is not None:
+            self._prune(self._going)
 
     def _hold(self, moment: float) -> None:
         """Rescue nothing until every live runner has had the time for a heartbeat.
@@ -165,19 +169,22 @@ class Daemon:
         self._held_until = moment + pause
         log.warning("no sweep for a while; runners have %.0f s to show that they live", pause)
 
-    def _tidy(self, moment: float) -> None:
+    def _tidy(self) -> None:
         store, now = self._queue.store, self._queue.now()
-        before = None if self._keep is None else clock.shift(now, -self._keep)
-        keep = retention.Keep(before, self._keep_runs)
-        pruned, is_all = retention.prune_for(store, keep, PRUNE_FOR * self._interval)
-        if pruned:
-            log.info("pruned %d finished runs", pruned)
-        if not is_all:
-            return  # the next tick goes on
-        self._tidied = moment
         sweeper.forget_runners(store, now=now)
         if healed := sweeper.heal(store):
             log.warning("%d runs waited behind nobody and may be claimed now", healed)
+        before = None if self._keep is None else clock.shift(now, -self._keep)
+        self._going = retention.bounds(store, ended_before=before, keep=self._keep_runs)
+
+    def _prune(self, going: retention.Bounds) -> None:
+        """Go on pruning for a share of the tick; the next one goes on if that is not all."""
+        share = PRUNE_FOR * self._interval
+        pruned, is_all = retention.prune_for(self._queue.store, going, share)
+        if pruned:
+            log.info("pruned %d finished runs", pruned)
+        if is_all:
+            self._going = None
 
     def _beat(self) -> None:
         store, now = self._queue.store, self._queue.now()

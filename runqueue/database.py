@@ -184,10 +184,7 @@ class Store:
         """Turn the driver's errors into ours."""
         try:
             yield
-        except UnicodeDecodeError as error:
-            # What SQLite says of a damaged schema quotes it, and that need not be text any more.
-            raise errors.StorageDamaged(sqlite.DAMAGED) from error
-        except (peewee.PeeweeException, *DRIVERS_ERRORS) as error:
+        except (peewee.PeeweeException, UnicodeDecodeError, *DRIVERS_ERRORS) as error:
             ours = self._translate(error)
             # What a database says of a row that it refuses is the row, and that holds a prompt.
             raise ours from (None if isinstance(ours, errors.InvalidRun) else error)

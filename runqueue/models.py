@@ -23,7 +23,7 @@ from peewee import (
 from runqueue import clock
 from runqueue import demands as matching
 from runqueue.errors import StorageDamaged
-from runqueue.states import ACTIVE, TERMINAL, Status
+from runqueue.states import ACTIVE, LATE, TERMINAL, Actor, Status
 
 M = TypeVar("M", bound="Row")
 
@@ -198,6 +198,11 @@ class Event(Row):
 
     class Meta:
         table_name = "run_events"
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it keeps a report that was refused, and enters no status."""
+        return self.actor == Actor.RUNNER.value and (self.detail or "").startswith(LATE)
 
 
 class Daemon(Row):

@@ -3,67 +3,74 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from runqueue import statements, sweeper
-from runqueue.database import Statement, Store, again
+from runqueue import clock, statements, sweeper
+from runqueue.database import Store, again
 from runqueue.errors import IllegalMove, RunnerConflict, RunnerNotFound, SessionNotFound
 from runqueue.models import Runner
-from runqueue.states import TERMINAL, Actor, Wake
+from runqueue.states import Actor, Wake
 
 BATCH: Final = 200
 """Rows deleted in one transaction, some 3 ms: a claim never waits longer for a prune."""
 
 
-class Keep(NamedTuple):
-    """Which finished runs are kept; None where there is no limit."""
+class Bounds(NamedTuple):
+    """Which finished runs go; the same whoever deletes them, and however often."""
 
-    before: str | None = None
-    """What ended before this time goes."""
-    runs: int | None = None
-    """So many stay, those that were added last."""
+    ended_before: str | None
+    """What ended before this time; None: nothing for that reason."""
+    created_before: str | None
+    """What was added before this time; likewise."""
 
 
-def prune_for(store: Store, keep: Keep, seconds: float) -> tuple[int, bool]:
-    """Delete what is not to be kept, but no longer than this; return how many and whether all.
+def bounds(store: Store, *, ended_before: str | None = None, keep: int | None = None) -> Bounds:
+    """Return what is to go so that `keep` finished runs stay, those that were added last."""
+    if keep is None:
+        return Bounds(ended_before, None)
+    if keep == 0:
+        return Bounds(ended_before, clock.FOREVER)
+    rows = store.run(statements.NTH_FINISHED, newer=keep - 1)
+    return Bounds(ended_before, rows[0][0] if rows else None)
+
+
+def prune_for(store: Store, goes: Bounds, seconds: float) -> tuple[int, bool]:
+    """Delete what goes, but no longer than this; return how many and whether all.
 
     Batch by batch: between two of them whoever waits may write.
     """
     until = time.monotonic() + seconds
     pruned = 0
-    if keep.before is not None:
-        while batch := prune_batch(store, keep.before):
+    for ended_before, created_before in (
+        (goes.ended_before, goes.ended_before),
+        (clock.FOREVER, goes.created_before),
+    ):
+        if ended_before is None or created_before is None:
+            continue
+        while batch := _prune_batch(store, ended_before, created_before):
             pruned += batch
-            if time.monotonic() >= until:
-                return pruned, False
-    if keep.runs is not None:
-        surplus = _finished(store) - keep.runs
-        while surplus > 0 and (batch := _prune_oldest(store, min(surplus, BATCH))):
-            pruned, surplus = pruned + batch, surplus - batch
             if time.monotonic() >= until:
                 return pruned, False
     return pruned, store.give_back(until)
 
 
-def _finished(store: Store) -> int:
-    terminal = {status.value for status in TERMINAL}
-    return sum(count for status, count in store.run(statements.COUNTS) if status in terminal)
+def prune(store: Store, before: str) -> int:
+    """Delete all runs that ended before a time, batch by batch; return how many."""
+    pruned = 0
+    while (batch := _prune_batch(store, before, before)) > 0:
+        pruned += batch
+    return pruned
 
 
 @again
-def prune_batch(store: Store, before: str, limit: int = BATCH) -> int:
-    """Delete up to `limit` runs that ended before a time; return how many."""
-    return _prune(store, statements.PRUNE, before=before, limit=limit)
-
-
-@again
-def _prune_oldest(store: Store, limit: int) -> int:
-    return _prune(store, statements.PRUNE_OLDEST, limit=limit)
-
-
-def _prune(store: Store, statement: Statement, **values: Any) -> int:
+def _prune_batch(store: Store, ended_before: str, created_before: str) -> int:
     with store.transaction():
-        rows = store.run(statement, **values)
+        rows = store.run(
+            statements.PRUNE,
+            ended_before=ended_before,
+            created_before=created_before,
+            limit=BATCH,
+        )
         session_ids = {row[0] for row in rows}
         if store.engine.locks_rows:
             # Whether a session is empty is asked once nobody can add to it any more: the run
@@ -74,14 +81,6 @@ def _prune(store: Store, statement: Statement, **values: Any) -> int:
         for session_id in session_ids:
             store.change(statements.DELETE_EMPTY_SESSION, session_id=session_id)
         return len(rows)
-
-
-def prune(store: Store, before: str) -> int:
-    """Delete all runs that ended before a time, batch by batch; return how many."""
-    pruned = 0
-    while (batch := prune_batch(store, before)) > 0:
-        pruned += batch
-    return pruned
 
 
 @again

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final
 
-from runqueue import claims, clock, demands, incarnation, statements, sweeper
+from runqueue import claims, clock, demands, incarnation, moves, statements, sweeper
 from runqueue.backoff import BACK_OFF, pauses
 from runqueue.claims import Claim
 from runqueue.database import Store
@@ -78,8 +78,8 @@ class Runner:
         self.incarnation = incarnation.current()
         self._matcher = claims.Matcher(self.capabilities)
         self._lock = threading.Lock()
-        self._taking = threading.Lock()
-        self._may_own_more = False
+        self._finding = threading.Lock()
+        self._lost_at: set[str] = set()
         self._held: dict[str, Claim] = {}
         self._holds = threading.Event()
         self._draining = threading.Event()
@@ -238,50 +238,66 @@ class Runner:
             return False
 
     def _take(self, limit: int) -> list[Claim]:
-        # One thread at a time: what another has claimed and not noted yet looks forgotten.
-        with self._taking:
-            runs = self._find_again(limit) if self._may_own_more else []
-            if not runs:
-                runs = self._claim_new(limit)
-            taken = [
-                Claim(self._store, run, self.capabilities, self._now, self._forget) for run in runs
-            ]
-            with self._lock:
-                self._held.update({claim.fence.run_id: claim for claim in taken})
-                if self._held:
-                    self._holds.set()
-        return taken
-
-    def _claim_new(self, limit: int) -> list[Run]:
+        if self._lost_at and (found := self._find_again(limit)):
+            return found
+        now = self._now()
         try:
-            return claims.claim_many(
+            runs = claims.claim_many(
                 self._store,
                 self._matcher,
                 self.runner_id,
                 limit,
-                now=self._now(),
+                now=now,
                 moment=time.monotonic(),
                 may_claim=self._may_claim,
             )
         except StorageError:
             # It may have been committed, and only its answer lost.
-            self._may_own_more |= not self._store.database.in_transaction()
+            if not self._store.database.in_transaction():
+                self._lost_at.add(now)
             raise
+        return self._hold(runs)
 
-    def _find_again(self, limit: int) -> list[Run]:
-        """Return up to `limit` claims of this runner whose answer was lost; nobody else can."""
-        with self._store.transaction():
-            # Another process may have taken over the id, and what is claimed by it is that one's.
-            if not self._may_claim():
-                return []
-            rows = self._store.run(statements.NOT_STARTED, runner_id=self.runner_id)
-        runs = [Run.from_row(row, statements.CLAIM_COLUMNS) for row in rows]
-        held = {(claim.fence.run_id, claim.fence.claimed_at) for claim in self.held}
-        lost = [run for run in runs if (run.run_id, run.claimed_at) not in held]
-        self._may_own_more = len(lost) > limit
-        if lost:
-            log.warning("runner %s found %d of its claims again", self.runner_id, len(lost))
-        return lost[:limit]
+    def _hold(self, runs: list[Run]) -> list[Claim]:
+        taken = [
+            Claim(self._store, run, self.capabilities, self._now, self._forget) for run in runs
+        ]
+        with self._lock:
+            self._held.update({claim.fence.run_id: claim for claim in taken})
+            if self._held:
+                self._holds.set()
+        return taken
+
+    def _find_again(self, limit: int) -> list[Claim]:
+        """Return up to `limit` claims of this runner whose answer was lost; nobody else can.
+
+        They are known by their time, which is that of the call that failed.
+        """
+        if not self._finding.acquire(blocking=False):
+            return []  # another thread is about to find them
+        try:
+            lost_at = set(self._lost_at)
+            # Before asking: what has ended meanwhile is still listed then, and not lost.
+            held = {claim.fence for claim in self.held}
+            with self._store.transaction():
+                # Another process may have taken over the id, and what it claims is its own.
+                if not self._may_claim():
+                    return []
+                rows = self._store.run(statements.NOT_STARTED, runner_id=self.runner_id)
+            runs = [Run.from_row(row, statements.CLAIM_COLUMNS) for row in rows]
+            lost = [
+                run
+                for run in runs
+                if run.claimed_at in lost_at
+                and moves.Fence(run.run_id, self.runner_id, run.claimed_at) not in held
+            ]
+            if len(lost) <= limit:
+                self._lost_at -= lost_at
+            if lost:
+                log.warning("runner %s found %d of its claims again", self.runner_id, len(lost))
+            return self._hold(lost[:limit])
+        finally:
+            self._finding.release()
 
     def _forget(self, claim: Claim) -> None:
         with self._lock:

@@ -761,8 +761,8 @@ def _prune() -> Any:
         .where(
             _is_one_of(old, TERMINAL),
             # Nothing is completed before it is created: this bound is the index's.
-            old.created_at < hole("before"),
-            fn.COALESCE(old.completed_at, old.created_at) < hole("before"),
+            old.created_at < hole("created_before"),
+            fn.COALESCE(old.completed_at, old.created_at) < hole("ended_before"),
         )
         .limit(hole("limit"))
     )
@@ -776,34 +776,33 @@ def _prune() -> Any:
 PRUNE: Final = Statement(_prune)
 
 
-def _prune_oldest() -> Any:
-    """Delete the oldest finished runs, up to `limit`, whenever they ended."""
+def _nth_finished() -> Any:
+    """When the run was added before which `newer` other finished ones were added later."""
 
-    def oldest(status: Status) -> Any:
+    def newest(status: Status) -> Any:
         run = Run.alias(status.value)
         first = (
-            run.select(run.run_id, run.created_at)
+            run.select(run.created_at)
             .where(_is_one_of(run, (status,)))
-            .order_by(run.created_at)
-            .limit(hole("limit"))
-            .alias(f"oldest_{status.value}")
+            .order_by(run.created_at.desc())
+            .limit(hole("newer") + SQL("1"))
+            .alias(f"newest_{status.value}")
         )
-        return Select((first,), (first.c.run_id, first.c.created_at))
+        return Select((first,), (first.c.created_at,))
 
-    first, *others = (oldest(status) for status in Status if status in TERMINAL)
+    first, *others = (newest(status) for status in Status if status in TERMINAL)
     for other in others:
         first = first.union_all(other)
     every = first.alias("every")
-    batch = (
-        Select((every,), (every.c.run_id,))
-        .order_by(every.c.created_at, every.c.run_id)
-        .limit(hole("limit"))
+    return (
+        Select((every,), (every.c.created_at,))
+        .order_by(every.c.created_at.desc())
+        .limit(SQL("1"))
+        .offset(hole("newer"))
     )
-    of_batch = Either(sqlite=Run.run_id.in_(batch), postgres=Run.run_id == _any_of(batch))
-    return Run.delete().where(of_batch).returning(Run.session)
 
 
-PRUNE_OLDEST: Final = Statement(_prune_oldest)
+NTH_FINISHED: Final = Statement(_nth_finished)
 
 
 def _delete_empty_session() -> Any:

@@ -35,6 +35,7 @@ class Doorbell(ABC):
         self._thread: threading.Thread | None = None
         self._connection: Any = None
         self._wake_up: int | None = None
+        self._reader: int | None = None
         self._lingers = True
 
     def listen_for(self, watcher: object) -> None:
@@ -63,8 +64,9 @@ class Doorbell(ABC):
     def abandon(self) -> Any:
         """Forget everything in the child of a fork; return the connection, the parent's."""
         connection = self._connection
-        if self._wake_up is not None:
-            os.close(self._wake_up)
+        for end in (self._wake_up, self._reader):
+            if end is not None:
+                os.close(end)
         self._forget()
         return connection
 
@@ -76,10 +78,10 @@ class Doorbell(ABC):
             if not self._is_needed():
                 return
             self._lingers = True
-            reader, self._wake_up = os.pipe()
+            self._reader, self._wake_up = os.pipe()
             os.set_blocking(self._wake_up, False)
             self._thread = threading.Thread(
-                target=self._serve, args=(reader,), name="runqueue-doorbell", daemon=True
+                target=self._serve, args=(self._reader,), name="runqueue-doorbell", daemon=True
             )
             self._thread.start()
         elif self._wake_up is not None:
@@ -122,7 +124,7 @@ class Doorbell(ABC):
             self._thread = None
             if self._wake_up is not None:
                 os.close(self._wake_up)
-                self._wake_up = None
+            self._wake_up = self._reader = None  # the reader is the thread's to close
             self._lock.notify_all()
             return True
 

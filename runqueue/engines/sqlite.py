@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,7 @@ class Sqlite(base.Engine):
     def __init__(self, database: peewee.SqliteDatabase, url: str) -> None:
         super().__init__(database, url)
         self.transfer = SqliteTransfer(database)
-        self._doorbell = SqliteDoorbell(database, self.bell)
+        self._doorbell = SqliteDoorbell(self.bell)
 
     def clock(self) -> clock.Clock:
         return clock.system_clock
@@ -53,6 +54,11 @@ class Sqlite(base.Engine):
         return json.dumps(texts)
 
     def watch(self, watcher: object) -> None:
+        if self._doorbell.file is None:
+            ((file,),) = self.database.execute_sql(
+                "SELECT file FROM pragma_database_list WHERE name = 'main'"
+            ).fetchall()
+            self._doorbell.file = file
         self._doorbell.listen_for(watcher)
 
     def unwatch(self, watcher: object) -> None:
@@ -121,9 +127,10 @@ class Sqlite(base.Engine):
         return False
 
     def trim_log(self) -> None:
-        log = Path(f"{getattr(self.database, 'path', self.database.database)}-wal")
+        # SQLite has its log beside the file that a link leads to.
+        file = os.path.realpath(str(getattr(self.database, "path", self.database.database)))
         try:
-            if log.stat().st_size <= JOURNAL_LIMIT:
+            if Path(f"{file}-wal").stat().st_size <= JOURNAL_LIMIT:
                 return
         except OSError:  # somebody else's database may be a URI, or in memory
             return
@@ -170,7 +177,10 @@ class Sqlite(base.Engine):
             return errors.ConfigurationError(f"{self.url} was {text}")
         if "UNIQUE constraint failed: runs.session_id" in text:
             return base.SessionTaken("another run of the session has become active; try again")
-        if "Could not decode to UTF-8" in text:  # and then quotes it, which may be a prompt
+        # What SQLite says of a damaged schema quotes it, and that need not be text any more.
+        if (
+            isinstance(error, UnicodeDecodeError) or "Could not decode to UTF-8" in text
+        ):  # and then quotes it, which may be a prompt
             return errors.StorageDamaged(DAMAGED)
         code = _code_of(error) or next(
             (code for part, code in _BY_MESSAGE.items() if part in text), ""
@@ -182,12 +192,10 @@ class Sqlite(base.Engine):
 
 
 def _code_of(error: BaseException) -> str | None:
-    """Return SQLite's own name of an error; Peewee's errors have only its message."""
-    link: BaseException | None = error
-    while link is not None:
-        if name := getattr(link, "sqlite_errorname", None):
+    """Return SQLite's own name of an error, which Peewee's have in their first argument."""
+    for one in (error, *error.args[:1]):
+        if name := getattr(one, "sqlite_errorname", None):
             return str(name)
-        link = link.__cause__ or link.__context__
     return None
 
 

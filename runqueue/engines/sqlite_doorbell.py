@@ -9,22 +9,27 @@ SQLite keeps, at ever longer intervals.
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from contextlib import closing
 from typing import Any, Final
-
-import peewee
+from urllib.parse import quote
 
 from runqueue.bell import Bell
-from runqueue.engines.doorbell import Doorbell, wait_for
+from runqueue.engines.doorbell import LINGER, Doorbell, wait_for
 
 try:
     from inotify_simple import INotify, flags
 except (ImportError, OSError):  # not Linux
     INotify = None
 
-GAP: Final = 0.002
-"""Seconds between two rings, however many commits there are meanwhile."""
+GAPS: Final = (0.001, 0.01)
+"""Shortest and longest pause, in seconds, between two rings: the longer, the more is committed.
+
+Whoever is woken asks the database, and eight that ask at every commit take half of a writer's time.
+"""
+QUIET: Final = 0.05
+"""Seconds without a commit after which the next one is told without delay again."""
 LOOKS: Final = (0.0001, 0.02)
 """Shortest and longest pause, in seconds, between two looks for a commit that is on its way."""
 STALLED: Final = 1.0
@@ -36,61 +41,88 @@ NET: Final = 0.5
 class SqliteDoorbell(Doorbell):
     """A connection that looks, and does nothing else."""
 
-    def __init__(self, database: peewee.SqliteDatabase, bell: Bell) -> None:
-        self._database = database
+    def __init__(self, bell: Bell) -> None:
+        self.file: str | None = None
+        """The database's file as SQLite names it; empty for one in memory, that has no others."""
+        self._log: Any = None
         super().__init__(bell)
 
+    def abandon(self) -> Any:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        return super().abandon()
+
     def _serve_connection(self, reader: int) -> bool:
-        database = self._database
-        database.connect(reuse_if_open=True)
-        try:
-            self._connection = database.connection()
-            ((file,),) = self._read("SELECT file FROM pragma_database_list WHERE name = 'main'")
-            self._version()  # from the first reading on the log is there
-            log = _watched(f"{file}-wal") if file else None
-            if log is None:
-                return self._listen(reader, None)
-            with closing(log):
-                return self._listen(reader, log)
-        finally:
-            database.close()
-            self._bell.ring()  # whoever waits looks for itself, and meets what is wrong
+        if not self.file:
+            if wait_for([reader], NET):
+                os.read(reader, 4096)
+            return self._is_over()
+        # Not the caller's: a connection of theirs may belong to one thread.
+        with closing(sqlite3.connect(f"file:{quote(self.file)}?mode=rw", uri=True)) as connection:
+            self._connection = connection
+            _version(connection)  # from the first reading on the log is there
+            self._log = _watched(f"{self.file}-wal")
+            try:
+                return self._listen(reader, connection)
+            finally:
+                if self._log is not None:
+                    self._log.close()
+                    self._log = None
+                self._bell.ring()  # whoever waits looks for itself, and meets what is wrong
 
-    def _read(self, sql: str) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = self._database.execute_sql(sql).fetchall()
-        return rows
-
-    def _version(self) -> int:
-        """Return a number that changes when another connection has committed (3 us)."""
-        return int(self._read("PRAGMA data_version")[0][0])
-
-    def _listen(self, reader: int, log: Any) -> bool:
-        handles = [reader] if log is None else [reader, log.fileno()]
-        seen = self._version()
+    def _listen(self, reader: int, connection: sqlite3.Connection) -> bool:
+        log = self._log
+        seen = _version(connection)
         self._bell.ring()  # what was committed before this is no change
         idle_since = time.monotonic()
         told_at, pause = -STALLED, LOOKS[0]
+        rung_at, gap = -QUIET, GAPS[0]
         while True:
             moment = time.monotonic()
+            net = NET
             if len(self._watchers):
                 idle_since = moment
             elif moment - idle_since >= self._linger() and self._is_over():
                 return True
-            if moment - told_at < STALLED:
-                left, pause = pause, min(2 * pause, LOOKS[1])
             else:
-                left = NET if log is not None else LOOKS[1]
-            ready = wait_for(handles, left)
-            if reader in ready:
+                net = min(net, LINGER / 2)
+            is_looking = moment - told_at < STALLED
+            handles = [reader]
+            if is_looking:
+                left, pause = pause, min(2 * pause, LOOKS[1])
+            elif log is not None:
+                # Only now: a writer whose transaction does not fit its memory tells at every page.
+                handles.append(log.fileno())
+                left, pause = net, LOOKS[0]
+            else:
+                left = LOOKS[1]
+            if reader in wait_for(handles, left):
                 os.read(reader, 4096)
-            if len(ready) > (reader in ready):
-                told_at, pause = time.monotonic(), LOOKS[0]
-                if any(event.mask != flags.MODIFY for event in log.read(timeout=0)):
-                    raise FileNotFoundError  # another file takes its place
-            if (version := self._version()) != seen:
-                seen, told_at, pause = version, -STALLED, LOOKS[0]
-                self._bell.ring()
-                time.sleep(GAP)
+            if has_told := log is not None and _has_told(log):
+                told_at = time.monotonic()
+            if (version := _version(connection)) == seen:
+                continue
+            seen, pause = version, LOOKS[0]
+            if not has_told:  # else that may be the next commit, which is on its way
+                told_at = -STALLED
+            gap = GAPS[0] if moment - rung_at > QUIET else min(2 * gap, GAPS[1])
+            rung_at = moment
+            self._bell.ring()
+            time.sleep(gap)
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """Return a number that changes when another connection has committed (3 us)."""
+    return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+
+def _has_told(log: Any) -> bool:
+    """Whether the kernel told of writing. Raises FileNotFoundError for a log that was renamed."""
+    events = log.read(timeout=0)
+    if any(event.mask != flags.MODIFY for event in events):
+        raise FileNotFoundError
+    return bool(events)
 
 
 def _watched(path: str) -> Any:
@@ -102,7 +134,7 @@ def _watched(path: str) -> Any:
     except OSError:  # this user has as many as it may have
         return None
     try:
-        log.add_watch(path, flags.MODIFY | flags.DELETE_SELF | flags.MOVE_SELF)
+        log.add_watch(path, flags.MODIFY | flags.MOVE_SELF)
     except OSError:
         log.close()
         return None

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from runqueue.models import Event, Run
 from runqueue.queue import Queue
-from runqueue.states import ACTIVE, LATE, MOVES, TERMINAL, Actor, Status
+from runqueue.states import ACTIVE, MOVES, TERMINAL, Actor, Status
 from runqueue.testing.ledger import Entry, Ledger, Note
 
 
@@ -129,13 +129,8 @@ class _History(NamedTuple):
 
 def _history(queue: Queue, run: Run) -> _History:
     events = queue.timeline(run.run_id)
-    moves = [event for event in events if not _is_late(event)]
+    moves = [event for event in events if not event.is_late]
     return _History(moves, len(events) - len(moves))
-
-
-def _is_late(event: Event) -> bool:
-    """Whether the event keeps a report that was refused, and enters no status."""
-    return event.actor == Actor.RUNNER.value and (event.detail or "").startswith(LATE)
 
 
 def _claims(histories: dict[str, _History]) -> set[tuple[str, str, str]]:

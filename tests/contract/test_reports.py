@@ -354,3 +354,34 @@ def test_what_no_database_can_store_is_replaced_in_a_report(
     assert queue.get(first.run.run_id).status == Status.COMPLETED
     assert queue.get(first.run.run_id).result.startswith("a\ufffdb")
     assert queue.get(second.run.run_id).error.startswith("d\ufffde")
+
+
+def test_a_late_result_that_was_undone_is_kept_when_it_is_reported_again(
+    queue: Queue, runner: Runner, clock: MovableClock
+) -> None:
+    """It was not kept, for the caller's transaction was rolled back with it."""
+    run = queue.enqueue("x")
+    claim = start(runner)
+    clock.advance(31)
+    assert queue.sweep().lost == 1
+    with pytest.raises(StaleClaim), queue.database.atomic():
+        claim.complete("a poem")
+    assert not queue.timeline(run.run_id)[-1].is_late
+    with pytest.raises(StaleClaim):
+        claim.complete("a poem")
+    assert queue.timeline(run.run_id)[-1].is_late
+    assert claim.is_over
+
+
+def test_a_late_report_hides_no_end_that_was_written_by_hand(
+    queue: Queue, runner: Runner, clock: MovableClock
+) -> None:
+    """The timeline tells of both, in that order."""
+    run = queue.enqueue("x")
+    claim = start(runner)
+    execute_sql(queue, "UPDATE runs SET status = 'completed'")
+    with pytest.raises(StaleClaim):
+        claim.fail("too late")
+    *_, by_hand, late = queue.timeline(run.run_id)
+    assert (by_hand.status, by_hand.actor) == (Status.COMPLETED, "sql")
+    assert late.is_late

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runqueue import Queue, Runner
 from runqueue.daemon import Daemon
-from runqueue.retention import BATCH, Keep, prune_for
-from tests.helpers import MovableClock, count, execute_sql, ids, start, take
+from runqueue.retention import BATCH, bounds, prune_for
+from tests.helpers import LONG, MovableClock, count, execute_sql, ids, in_background, start, take
 
 LONG_ENOUGH = 60.0
 
@@ -29,15 +31,19 @@ def finish(queue: Queue, runner: Runner, clock: MovableClock, number: int) -> li
     return ids(runs)
 
 
+def prune(queue: Queue, seconds: float = LONG_ENOUGH, **goes: Any) -> tuple[int, bool]:
+    return prune_for(queue.store, bounds(queue.store, **goes), seconds)
+
+
 def test_the_runs_that_were_added_last_are_kept(
     queue: Queue, runner: Runner, clock: MovableClock
 ) -> None:
     """So many of all that have ended, however they did and whenever."""
     finished = finish(queue, runner, clock, 9)
-    assert prune_for(queue.store, Keep(runs=4), LONG_ENOUGH) == (5, True)
+    assert prune(queue, keep=4) == (5, True)
     assert sorted(ids(queue.find())) == sorted(finished[-4:])
-    assert prune_for(queue.store, Keep(runs=4), LONG_ENOUGH) == (0, True)
-    assert prune_for(queue.store, Keep(runs=0), LONG_ENOUGH) == (4, True)
+    assert prune(queue, keep=4) == (0, True)
+    assert prune(queue, keep=0) == (4, True)
 
 
 def test_what_has_not_ended_is_not_counted(
@@ -47,7 +53,7 @@ def test_what_has_not_ended_is_not_counted(
     queue.enqueue_many([{"prompt": "x"}] * 3)
     start(runner), take(runner), take(runner).release()
     finish(queue, runner, clock, 2)
-    assert prune_for(queue.store, Keep(runs=1), LONG_ENOUGH)[0] == 1
+    assert prune(queue, keep=1)[0] == 1
     statuses = sorted(run.status for run in queue.find())
     assert [str(status) for status in statuses if status not in ("completed", "failed")] == [
         "claimed",
@@ -62,9 +68,9 @@ def test_age_and_number_are_both_limits(queue: Queue, runner: Runner, clock: Mov
     clock.advance(100)
     recent = finish(queue, runner, clock, 3)
     before = clock.text(-50)
-    assert prune_for(queue.store, Keep(before, 5), LONG_ENOUGH) == (3, True)
+    assert prune(queue, ended_before=before, keep=5) == (3, True)
     assert not set(ids(queue.find())) & set(old)
-    assert prune_for(queue.store, Keep(before, 2), LONG_ENOUGH) == (1, True)
+    assert prune(queue, ended_before=before, keep=2) == (1, True)
     assert sorted(ids(queue.find())) == sorted(recent[-2:])
 
 
@@ -74,11 +80,56 @@ def test_only_so_much_is_pruned_in_one_go(queue: Queue, clock: MovableClock, by:
     queue.enqueue_many([{"prompt": "x"}] * (2 * BATCH + 1))
     execute_sql(queue, "UPDATE runs SET status = 'stopped'")
     clock.advance(10)
-    keep = Keep(before=clock.text()) if by == "age" else Keep(runs=0)
-    assert prune_for(queue.store, keep, 0) == (BATCH, False)
+    goes = bounds(queue.store, ended_before=clock.text() if by == "age" else None, keep=0)
+    assert prune_for(queue.store, goes, 0) == (BATCH, False)
     assert count(queue, "runs") == BATCH + 1
-    assert prune_for(queue.store, keep, LONG_ENOUGH) == (BATCH + 1, True)
+    assert prune_for(queue.store, goes, LONG_ENOUGH) == (BATCH + 1, True)
     assert count(queue, "sessions") == 0
+
+
+def test_two_who_prune_keep_what_one_would(
+    queue: Queue, runner: Runner, clock: MovableClock
+) -> None:
+    """What goes is found once, and does not grow by what somebody else has deleted."""
+    finished = finish(queue, runner, clock, 9)
+    first, second = (bounds(queue.store, keep=4) for _ in range(2))
+    assert prune_for(queue.store, first, LONG_ENOUGH) == (5, True)
+    queue.delete_session(queue.get(finished[-1]).session_id)
+    assert prune_for(queue.store, second, LONG_ENOUGH) == (0, True)
+    assert sorted(ids(queue.find())) == sorted(finished[-4:-1])
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_run_that_somebody_refers_to_is_left_for_later(
+    queue: Queue, runner: Runner, clock: MovableClock, connect: Callable[..., Queue]
+) -> None:
+    """Nobody is waited for: an open transaction may last."""
+    finished = finish(queue, runner, clock, 3)
+    with queue.database.atomic():
+        execute_sql(
+            queue,
+            "INSERT INTO run_events (run_id, at, status, actor) VALUES (?, ?, 'failed', 'runner')",
+            *(finished[0], clock.text()),
+        )
+        other = connect()
+        with in_background(lambda: prune(other, keep=0), other) as pruned:
+            assert pruned.result(LONG) == (2, True)
+    assert prune(queue, keep=0) == (1, True)
+
+
+def test_the_daemon_heals_while_there_is_much_to_prune(
+    queue: Queue, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million runs are pruned for many minutes."""
+    healed: list[object] = []
+    monkeypatch.setattr("runqueue.sweeper.heal", lambda store: healed.append(store) or 0)
+    monkeypatch.setattr("runqueue.daemon.TIDY_EVERY", 0.0)
+    queue.enqueue_many([{"prompt": "x"}] * (3 * BATCH))
+    execute_sql(queue, "UPDATE runs SET status = 'stopped'")
+    daemon = Daemon(queue, interval=1e-9, keep=None, keep_runs=1)
+    for _ in range(3):
+        daemon.tick()
+    assert len(healed) == 3
 
 
 def test_the_daemon_prunes_round_by_round(queue: Queue, clock: MovableClock) -> None:
@@ -105,7 +156,7 @@ def test_the_file_gives_back_the_room_of_what_was_pruned(queue: Queue, database_
     queue.enqueue_many([{"prompt": "x" * 20_000}] * 400)
     full = size()
     execute_sql(queue, "UPDATE runs SET status = 'stopped'")
-    assert prune_for(queue.store, Keep(runs=40), 0) == (BATCH, False)
-    assert prune_for(queue.store, Keep(runs=40), LONG_ENOUGH) == (160, True)
+    assert prune(queue, 0, keep=40) == (BATCH, False)
+    assert prune(queue, keep=40) == (160, True)
     assert size() < full / 3
     assert queue.store.damage() == []

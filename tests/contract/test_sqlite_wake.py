@@ -152,3 +152,21 @@ def test_a_queue_that_waited_and_is_closed_leaves_no_log(database_url: str) -> N
         with listening(queue):
             pass
     assert not Path(database_url.removeprefix("sqlite:///") + "-wal").exists()
+
+
+def test_of_two_quick_commits_the_second_is_heard_too(
+    queue: Queue, program: OtherProgram, no_net: None
+) -> None:
+    """The kernel tells of its writing before it is there: that must not be taken for the first."""
+    queue.enqueue("x")
+    with listening(queue) as watch:
+        for number in range(40):
+            insert(program, f"run_0000000{number:05}")
+            insert(program, f"run_1000000{number:05}")
+            last = f"run_1000000{number:05}"
+            while not queue.find(status="pending", limit=1000):
+                pass
+            heard = watch.wait(LONG)
+            while not any(run.run_id == last for run in queue.find(limit=1000)):
+                heard = watch.wait(LONG)
+            assert heard

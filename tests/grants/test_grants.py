@@ -266,7 +266,7 @@ def test_a_claim_whose_answer_was_lost_is_found_again(
     with connect(team).runner("worker") as runner:
         found = take(runner)
         runner._forget(found)
-        runner._may_own_more = True
+        runner._lost_at.add(str(found.run.claimed_at))
         assert take(runner).fence == found.fence
     assert status_of(operator, run) == "pending"
 

@@ -73,7 +73,7 @@ PLANS = {
     "COUNTS": "COVERING INDEX idx_runs_status",
     "OLDEST_PENDING": "idx_runs_status_created (status=?)",
     "PRUNE": RUN,
-    "PRUNE_OLDEST": RUN,
+    "NTH_FINISHED": "COVERING INDEX idx_runs_status_created (status=?)",
     "START_MANY": RUN,
     "COMPLETE_MANY": RUN,
     "UNBOUND": SESSION,
@@ -96,7 +96,7 @@ ONLY_WHERE_ROWS_ARE_LOCKED = {
 
 FIRST_FEW = (
     *("text", "texts", "listed", "start", "every"),
-    *("oldest_completed", "oldest_failed", "oldest_stopped"),
+    *("newest_completed", "newest_failed", "newest_stopped"),
 )
 """Lists that a statement is given, or that a limit within it keeps short."""
 SMALL = ("runners", "daemons")
