@@ -146,7 +146,9 @@ def test_a_run_on_a_machine_that_is_cut_off_is_resolved_and_its_agent_ended(
     finally:
         network.mend("alpha", how)
     runner.says("report refused", 2)
-    assert before == [(event.status.value, event.actor) for event in queue.timeline(run_id)]
+    *moves, late = queue.timeline(run_id)
+    assert before == [(event.status.value, event.actor) for event in moves]
+    assert late.is_late
     assert queue.get(run_id).error == ended.error
     run = queue.enqueue("true", demands={"hostname": "alpha"})
     assert queue.wait(run.run_id, timeout=SLOW).status == "completed"
