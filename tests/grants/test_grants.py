@@ -558,7 +558,7 @@ def test_an_operator_can_do_everything_with_rows(
     ]
     assert operator.get(runs[1].run_id).error == "runner worker was lost: its lease ran out"
     place.clock.advance(2 * 86_400)
-    daemon._tidy(0.0)
+    daemon._tidy()
     assert place.execute("SELECT runner_id FROM runners") == []
     daemon._sign_off()
     assert operator.delete_session(runs[3].session_id) == 1
