@@ -29,12 +29,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, help="replay the simulation of this one seed")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes of waiting, unless the long form is wanted."""
+    if config.getoption("--long"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A chaos test that is skipped in the long form is a promise that nobody looked at."""
+    """A fault that is skipped in the long form is a promise that nobody looked at."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    if report.skipped and item.config.getoption("--long") and item.get_closest_marker("chaos"):
+    is_fault = item.get_closest_marker("chaos") or item.get_closest_marker("long")
+    if report.skipped and item.config.getoption("--long") and is_fault:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped: {report.longrepr[2]}"
 

@@ -115,6 +115,7 @@ def test_machines_wake_each_other(
     assert sorted(delays)[1] < PROMPT, delays
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", KINDS)
 def test_a_run_on_a_machine_that_is_cut_off_is_resolved_and_its_agent_ended(
     how: str,
@@ -157,6 +158,7 @@ def test_a_run_on_a_machine_that_is_cut_off_is_resolved_and_its_agent_ended(
     assert runner.end(5) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", KINDS)
 def test_a_short_cut_is_not_noticed_by_a_run(
     how: str,
@@ -185,6 +187,7 @@ def test_a_short_cut_is_not_noticed_by_a_run(
     assert runner.is_alive
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", KINDS)
 def test_signals_end_processes_that_are_cut_off(
     how: str,
@@ -212,6 +215,7 @@ def test_signals_end_processes_that_are_cut_off(
         assert "Traceback" not in process.log
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", KINDS)
 def test_a_daemon_that_was_cut_off_takes_nothing_from_live_runners(
     how: str,

@@ -14,6 +14,8 @@ from tests.helpers import status_of, wait_until
 from tests.outage.conftest import Server
 from tests.outage.processes import SLOW, Ledger, Programs, agents, family, frozen
 
+pytestmark = pytest.mark.long
+
 ENDS_WITHIN = 5.0
 """Seconds within which a daemon promises to end."""
 LEASE = 3.0
