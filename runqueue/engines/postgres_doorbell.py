@@ -51,6 +51,7 @@ class PostgresDoorbell(Doorbell):
         super()._forget()
         self._to_send: set[Wake] = set()
         self._is_sending = False
+        self._closings = 0
 
     def _is_needed(self) -> bool:
         return bool(self._to_send) or super()._is_needed()
@@ -75,6 +76,7 @@ class PostgresDoorbell(Doorbell):
                 lambda: self._thread is None or not (self._to_send or self._is_sending), timeout
             )
             self._to_send.clear()  # if the server is away, nobody is there to be told
+            self._closings += 1
 
     def _serve_connection(self, reader: int) -> bool:
         """Send and hear; return True when nobody needs it any more."""
@@ -117,6 +119,7 @@ class PostgresDoorbell(Doorbell):
         with self._lock:
             kinds, self._to_send = self._to_send, set()
             self._is_sending = bool(kinds)
+            closings = self._closings
         if not kinds:
             return False
         try:
@@ -125,7 +128,8 @@ class PostgresDoorbell(Doorbell):
             )
         except BaseException:
             with self._lock:
-                self._to_send |= kinds
+                if self._closings == closings:  # else whoever closed it has given up on them
+                    self._to_send |= kinds
             raise
         finally:
             with self._lock:

@@ -157,5 +157,5 @@ def test_no_thread_is_left_when_a_queue_is_closed_while_the_server_is_away(
     names = ("runqueue-",)
     wait_until(
         lambda: not [one for one in threading.enumerate() if one.name.startswith(names)],
-        timeout=LONG,
+        timeout=3 * LONG,
     )
