@@ -64,11 +64,15 @@ def _is_active(run: Any, form: SQL = _OF_ALL) -> Any:
     return _for_index(_is_one_of(run, ACTIVE), form)
 
 
+def _hidden(column: Any) -> Any:
+    """The column, in a form that no index has: for a row that is to be found by its key."""
+    return NodeList((column, SQL("|| ''")), parens=True)
+
+
 def _is_still(run: Any, statuses: Iterable[Status]) -> Any:
     """Likewise, for a run that is found by its key: no index fits."""
-    hidden = NodeList((run.status, SQL("|| ''")), parens=True)
     spelled = _spelled(statuses)
-    return Either(sqlite=run.status.in_(spelled), postgres=hidden.in_(spelled))
+    return Either(sqlite=run.status.in_(spelled), postgres=_hidden(run.status).in_(spelled))
 
 
 def demand_text(run: Any) -> Any:
@@ -120,8 +124,7 @@ def _with_session(query: Any, run: Any) -> Any:
     """The query with the session of each run beside it, and that session, to be locked."""
     session = Session.alias("session")
     # From the run to its session: a planner that believes sessions to be few would begin there.
-    key = NodeList((run.session, SQL("|| ''")), parens=True)
-    return query.join(session, on=(session.session_id == key)), session
+    return query.join(session, on=(session.session_id == _hidden(run.session))), session
 
 
 def _exists(query: Any) -> Any:
@@ -221,7 +224,12 @@ def _by_anyone(name: str, **sets: Any) -> Statement:
 
 
 def _fence() -> Any:
-    return (Run.runner_id == hole("runner_id")) & (Run.claimed_at == hole("claimed_at"))
+    runner_id = hole("runner_id")
+    # A plan that was made for an empty table and kept would read all runs of the runner.
+    is_its_own = Either(
+        sqlite=(Run.runner_id == runner_id), postgres=(_hidden(Run.runner_id) == runner_id)
+    )
+    return is_its_own & (Run.claimed_at == hole("claimed_at"))
 
 
 def _by_owner(name: str, **sets: Any) -> Statement:

@@ -90,7 +90,7 @@ class SqliteDoorbell(Doorbell):
             is_looking = moment - told_at < STALLED
             handles = [reader]
             if is_looking:
-                left, pause = pause, min(2 * pause, LOOKS[1])
+                left, pause = pause, min(1.5 * pause, LOOKS[1])
             elif log is not None:
                 # Only now: a writer whose transaction does not fit its memory tells at every page.
                 handles.append(log.fileno())

@@ -38,6 +38,7 @@ VALUES = {
     "texts": [""],
     "session_ids": ["ses_a"],
     "limit": 10,
+    "newer": 10,
     "priority": 0,
     "waiting": 0,
     "lease": 1.0,
@@ -107,6 +108,25 @@ def test_a_claim_seeks_ready_runs_and_the_rest_by_their_keys(queue: Queue, state
                 # Without a condition it would read the index from one end to the other.
                 assert plan[number + 1].startswith("Index Cond"), plan
         assert set(used) == {"idx_runs_ready", "runs_pkey", "sessions_pkey"}, used
+
+
+OWNERS = [name for name in STATEMENTS if name.startswith("OWNER_") or name.endswith("_MANY")]
+
+
+@pytest.mark.parametrize("name", OWNERS)
+@pytest.mark.parametrize("state", ["empty", "never analysed", "analysed", "analysed when empty"])
+def test_an_owners_move_finds_its_run_by_its_key(queue: Queue, state: str, name: str) -> None:
+    """And not among all that its runner has ever executed."""
+    if state == "analysed when empty":
+        execute_sql(queue, "ANALYZE")
+    if state != "empty":
+        fill(queue, pending=500, ended=500)
+        execute_sql(queue, "UPDATE runs SET runner_id = 'worker' WHERE status = 'completed'")
+    if state == "analysed":
+        execute_sql(queue, "ANALYZE")
+    plan = " ".join(plan_of(queue, STATEMENTS[name]))
+    assert "runs_pkey" in plan
+    assert "idx_runs" not in plan, plan
 
 
 @pytest.mark.parametrize("name", ["FIRST_OF_SESSION", "PENDING_OF_SESSION"])

@@ -114,8 +114,8 @@ PLANTS: tuple[Plant, ...] = (
         "an earlier claim by the same runner is taken for the one that it holds now",
         (
             "statements.py",
-            '(Run.runner_id == hole("runner_id")) & (Run.claimed_at == hole("claimed_at"))',
-            'Run.runner_id == hole("runner_id")',
+            'return is_its_own & (Run.claimed_at == hole("claimed_at"))',
+            "return is_its_own",
         ),
         by=(
             "unit/test_statements.py"
