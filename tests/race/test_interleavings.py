@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import runqueue
 from runqueue import (
     Claim,
     IllegalMove,
@@ -19,9 +18,9 @@ from runqueue import (
     StorageBusy,
     sweeper,
 )
-from runqueue.settings import Settings
 from tests.helpers import MovableClock, events_of, execute_sql
 from tests.race.interleave import Caller, explore, orders, run, steps_of
+from tests.race.stage import TwoCallers
 
 REFUSALS = (StaleClaim, IllegalMove, RunNotFound, SessionNotFound)
 
@@ -35,21 +34,8 @@ class Scene(NamedTuple):
     pending_ids: list[str]
 
 
-class Stage:
+class Stage(TwoCallers):
     """Prepares the same scene again and again, on one database."""
-
-    def __init__(self, url: str, clock: MovableClock, stack: ExitStack) -> None:
-        def open_queue() -> Queue:
-            opened = runqueue.connect(url, clock=clock, settings=Settings(lease=3600))
-            return stack.enter_context(opened)
-
-        self.clock = clock
-        self.director = open_queue()
-        self.queues = [open_queue(), open_queue()]
-        self.runners = [
-            stack.enter_context(queue.runner(f"r{number}"))
-            for number, queue in enumerate(self.queues)
-        ]
 
     def scene(
         self,

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import runqueue
 from runqueue import Claim, Queue, RunqueueError
-from runqueue.settings import Settings
 from runqueue.states import MOVES, Status
 from tests.helpers import MovableClock, execute_sql
 from tests.race.interleave import Caller, explore
+from tests.race.stage import TwoCallers
 
 LATE = 7200.0
 """Seconds after which every lease, deadline, grace and timeout of the scene is over."""
@@ -27,21 +26,8 @@ class Scene(NamedTuple):
     claim: Claim | None
 
 
-class Stage:
-    """Two callers with a queue and a runner each, and somebody who prepares scenes."""
-
-    def __init__(self, url: str, clock: MovableClock, stack: ExitStack) -> None:
-        def open_queue() -> Queue:
-            opened = runqueue.connect(url, clock=clock, settings=Settings(lease=3600))
-            return stack.enter_context(opened)
-
-        self.clock = clock
-        self.director = open_queue()
-        self.queues = [open_queue(), open_queue()]
-        self.runners = [
-            stack.enter_context(queue.runner(f"r{number}"))
-            for number, queue in enumerate(self.queues)
-        ]
+class Stage(TwoCallers):
+    """Prepares one run in any status, again and again."""
 
     def scene(self, status: Status) -> Scene:
         """A fresh run that is in this status."""
