@@ -192,10 +192,13 @@ class Sqlite(base.Engine):
 
 
 def _code_of(error: BaseException) -> str | None:
-    """Return SQLite's own name of an error, which Peewee's have in their first argument."""
-    for one in (error, *error.args[:1]):
+    """Return SQLite's own name of an error, or of the one that Peewee has made it from."""
+    # Not along its context: that may be an error of the caller's, who handles it just now.
+    one: Any = error
+    while one is not None:
         if name := getattr(one, "sqlite_errorname", None):
             return str(name)
+        one = getattr(one, "orig", None)
     return None
 
 
