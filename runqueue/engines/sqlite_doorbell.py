@@ -62,17 +62,16 @@ class SqliteDoorbell(Doorbell):
         with closing(sqlite3.connect(f"file:{quote(self.file)}?mode=rw", uri=True)) as connection:
             self._connection = connection
             _version(connection)  # from the first reading on the log is there
-            self._log = _watched(f"{self.file}-wal")
+            # A local, for the thread that comes after this one may have begun before it ends.
+            log = self._log = _watched(f"{self.file}-wal")
             try:
-                return self._listen(reader, connection)
+                return self._listen(reader, connection, log)
             finally:
-                if self._log is not None:
-                    self._log.close()
-                    self._log = None
+                if log is not None:
+                    log.close()
                 self._bell.ring()  # whoever waits looks for itself, and meets what is wrong
 
-    def _listen(self, reader: int, connection: sqlite3.Connection) -> bool:
-        log = self._log
+    def _listen(self, reader: int, connection: sqlite3.Connection, log: Any) -> bool:
         seen = _version(connection)
         self._bell.ring()  # what was committed before this is no change
         idle_since = time.monotonic()
