@@ -32,6 +32,8 @@ QUIET: Final = 0.05
 """Seconds without a commit after which the next one is told without delay again."""
 LOOKS: Final = (0.0001, 0.02)
 """Shortest and longest pause, in seconds, between two looks for a commit that is on its way."""
+DEAF: Final = 0.01
+"""Seconds for which the kernel is not heard again once it has told: the looks are close then."""
 STALLED: Final = 1.0
 """Seconds after which what was written is taken not to become a commit: it was rolled back."""
 NET: Final = 0.5
@@ -76,7 +78,7 @@ class SqliteDoorbell(Doorbell):
         self._bell.ring()  # what was committed before this is no change
         idle_since = time.monotonic()
         told_at, pause = -STALLED, LOOKS[0]
-        rung_at, gap = -QUIET, GAPS[0]
+        rung_at, gap, heard_at = -QUIET, GAPS[0], -DEAF
         while True:
             moment = time.monotonic()
             net = NET
@@ -88,18 +90,23 @@ class SqliteDoorbell(Doorbell):
                 net = min(net, LINGER / 2)
             is_looking = moment - told_at < STALLED
             handles = [reader]
+            # A writer whose transaction does not fit its memory tells at every page.
+            hears = log is not None and moment - heard_at >= DEAF
+            if hears:
+                handles.append(log.fileno())
             if is_looking:
                 left, pause = pause, min(1.5 * pause, LOOKS[1])
-            elif log is not None:
-                # Only now: a writer whose transaction does not fit its memory tells at every page.
-                handles.append(log.fileno())
-                left, pause = net, LOOKS[0]
             else:
-                left = LOOKS[1]
-            if reader in wait_for(handles, left):
+                left = net if log is not None else LOOKS[1]
+            if not hears and log is not None:
+                left = min(left, heard_at + DEAF - moment)
+            ready = wait_for(handles, left)
+            if reader in ready:
                 os.read(reader, 4096)
             if has_told := log is not None and _has_told(log):
                 told_at = time.monotonic()
+                if hears:
+                    heard_at, pause = told_at, LOOKS[0]
             if (version := _version(connection)) == seen:
                 continue
             seen, pause = version, LOOKS[0]
