@@ -16,7 +16,7 @@ import peewee
 from runqueue import clock, errors
 from runqueue.engines import base
 from runqueue.engines.sqlite_doorbell import SqliteDoorbell
-from runqueue.engines.sqlite_files import close_to_the_world, path_of, prepare_file
+from runqueue.engines.sqlite_files import close_to_the_world, file_of, path_of, prepare_file
 from runqueue.engines.sqlite_transfer import SqliteTransfer
 from runqueue.engines.sqlite_turns import JOURNAL_LIMIT, Database
 
@@ -55,10 +55,7 @@ class Sqlite(base.Engine):
 
     def watch(self, watcher: object) -> None:
         if self._doorbell.file is None:
-            ((file,),) = self.database.execute_sql(
-                "SELECT file FROM pragma_database_list WHERE name = 'main'"
-            ).fetchall()
-            self._doorbell.file = file
+            self._doorbell.file = file_of(self.database)
         self._doorbell.listen_for(watcher)
 
     def unwatch(self, watcher: object) -> None:

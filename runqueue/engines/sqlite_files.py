@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote
 
+import peewee
+
 from runqueue import errors, settings
 from runqueue.engines.base import without_password
 
@@ -32,6 +34,14 @@ def path_of(url: str) -> Path:
         raise errors.ConfigurationError("the database's path holds a NUL character")
     # Absolute: a run gets the URL in its environment, and has another working directory.
     return Path(path).expanduser().absolute()
+
+
+def file_of(database: peewee.Database) -> str:
+    """Return the file of an open database as SQLite names it; empty for one in memory."""
+    ((file,),) = database.execute_sql(
+        "SELECT file FROM pragma_database_list WHERE name = 'main'"
+    ).fetchall()
+    return str(file)
 
 
 def prepare_file(path: Path) -> None:

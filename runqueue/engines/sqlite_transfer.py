@@ -11,6 +11,7 @@ from typing import Any, Final
 import peewee
 
 from runqueue.engines.base import Closing, Transfer
+from runqueue.engines.sqlite_files import file_of
 
 
 class SqliteTransfer(Transfer):
@@ -20,10 +21,7 @@ class SqliteTransfer(Transfer):
         self.database = database
 
     def identity(self) -> tuple[Any, ...]:
-        ((file,),) = self.database.execute_sql(
-            "SELECT file FROM pragma_database_list WHERE name = 'main'"
-        ).fetchall()
-        status = Path(file).stat()
+        status = Path(file_of(self.database)).stat()
         return status.st_dev, status.st_ino
 
     def keep_writers_out(self) -> None:
