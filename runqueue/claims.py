@@ -7,13 +7,12 @@ whether it serves it, and claims by the texts that it serves.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from runqueue import demands, moves, statements, sweeper
 from runqueue.backoff import pauses
@@ -23,7 +22,7 @@ from runqueue.engines.base import SessionTaken
 from runqueue.enqueue import lock_sessions
 from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
 from runqueue.models import Run
-from runqueue.states import ACTIVE, Actor, Status
+from runqueue.states import ACTIVE, Status
 
 log = logging.getLogger("runqueue.runner")
 
@@ -31,6 +30,13 @@ TRIES: Final = 5
 """How often a claim is tried when its session is taken by hand meanwhile."""
 LOOK_AROUND: Final = 1.0
 """Seconds after which also a busy runner looks for demand texts that it has not seen."""
+
+
+class Claimer(NamedTuple):
+    """Who claims: a runner, as the process that has registered it."""
+
+    runner_id: str
+    incarnation: str
 
 
 class Matcher:
@@ -43,6 +49,8 @@ class Matcher:
         self._looked_at: float | None = None
         self.is_idle = True
         """Whether the last claim found nothing."""
+        self.sees_work = False
+        """Whether the last look found a text that it serves."""
 
     def look(self, store: Store, moment: float) -> bool:
         """Decide on the texts that wait now; return whether there is one to serve.
@@ -58,10 +66,11 @@ class Matcher:
         served = [text for text, serves in self._decided.items() if serves]
         self._served = store.engine.as_list(served)
         self._looked_at = moment
-        return bool(served)
+        self.sees_work = bool(served)
+        return self.sees_work
 
     def claim(
-        self, store: Store, runner_id: str, limit: int, *, now: str, moment: float
+        self, store: Store, claimer: Claimer, limit: int, *, now: str, moment: float
     ) -> list[Run]:
         """Take the first ready runs that the runner serves: one at least, if there is any."""
         if self._looked_at is None or moment - self._looked_at >= LOOK_AROUND:
@@ -69,20 +78,17 @@ class Matcher:
         rows: list[tuple[Any, ...]] = []
         depths = list(statements.CLAIMS)
         for depth in depths[bisect_left(depths[:-1], limit) :]:
-            rows = store.run(
-                statements.CLAIMS[depth],
-                texts=self._served,
-                runner_id=runner_id,
-                now=now,
-                limit=limit,
-            )
+            values = {"texts": self._served, "now": now, "limit": limit, **claimer._asdict()}
+            rows = store.run(statements.CLAIMS[depth], **values)
             # Of a text that the runner has not seen there may be a run; and where many claim at
             # once, others may be about to take all that were looked at.
             if rows or not self.look(store, moment):
                 break
         self.is_idle = not rows
         runs = [Run.from_row(row, statements.CLAIM_COLUMNS) for row in rows]
-        return sorted(runs, key=lambda run: (-run.priority, run.created_at, run.run_id))
+        if len(runs) > 1:
+            runs.sort(key=lambda run: (-run.priority, run.created_at, run.run_id))
+        return runs
 
     def _serves(self, text: str) -> bool:
         try:
@@ -95,7 +101,7 @@ class Matcher:
 def claim_many(
     store: Store,
     matcher: Matcher,
-    runner_id: str,
+    claimer: Claimer,
     limit: int,
     *,
     now: str,
@@ -104,16 +110,16 @@ def claim_many(
 ) -> list[Run]:
     """Take up to `limit` runs in one transaction; an empty list when there is none to serve.
 
-    `may_claim` is asked in that transaction: a runner that was drained or removed meanwhile
-    takes nothing more.
+    A runner that was drained or removed takes nothing. `may_claim` is asked once the transaction
+    has begun, which may have had to wait.
     """
     # Looking takes no write lock, so that idle runners do not stand in anybody's way.
     if matcher.is_idle and not matcher.look(store, moment):
         return []
     for _ in range(TRIES):
         try:
-            with store.transaction():
-                return _claim_in(store, matcher, runner_id, limit, now, moment, may_claim)
+            with store.one_statement():
+                return _claim(store, matcher, claimer, limit, now, moment) if may_claim() else []
         except SessionTaken:
             # Somebody made another run of the session active by hand, in this very instant.
             if store.database.in_transaction():
@@ -122,23 +128,17 @@ def claim_many(
     return []
 
 
-def _claim_in(
-    store: Store,
-    matcher: Matcher,
-    runner_id: str,
-    limit: int,
-    now: str,
-    moment: float,
-    may_claim: Callable[[], bool],
+def _claim(
+    store: Store, matcher: Matcher, claimer: Claimer, limit: int, now: str, moment: float
 ) -> list[Run]:
     runs: list[Run] = []
-    while len(runs) < limit and (runs or may_claim()):
-        taken = matcher.claim(store, runner_id, limit - len(runs), now=now, moment=moment)
-        if not taken:
-            break
+    while len(runs) < limit:
+        taken = matcher.claim(store, claimer, limit - len(runs), now=now, moment=moment)
         runs += taken
+        if not taken or store.engine.writes_in_one:  # which takes all at once
+            break
     taken_ids = [run.run_id for run in runs]
-    moves.record_many(store, "claim", taken_ids, now=now, actor=Actor.RUNNER, detail=runner_id)
+    moves.tell_owned(store, "claim", taken_ids, now=now, detail=claimer.runner_id)
     return runs
 
 
@@ -173,33 +173,25 @@ class Claim:
         self._is_reported = False
         self._attempt: tuple[str, dict[str, Any]] | None = None
         self.is_started = False
-        self._to_end = threading.Event()
+        self._to_end = False
         self._on_stop: Callable[[], None] | None = None
 
     def start(self) -> None:
         """Report that execution begins; binds the session to this runner's place."""
-
-        @again
-        def begin(store: Store) -> None:
-            with store.transaction():
-                now = self.now()
-                session_id = self._report("start", now)
-                start_session(store, session_id, self.place, now)
-
-        begin(self._store)
+        _start(self._store, self)
         self.is_started = True
 
     def on_stop(self, callback: Callable[[], None]) -> None:
         """Call back, from another thread, as soon as `stop_requested` becomes true."""
         self._on_stop = callback
-        if self._to_end.is_set():
+        if self._to_end:
             callback()
 
     def notify_stop(self) -> None:
         """Tell whoever executes the run to end it; for the runner, who watches for stops."""
-        if self._to_end.is_set():
+        if self._to_end:
             return
-        self._to_end.set()
+        self._to_end = True
         if self._on_stop is not None:
             try:
                 self._on_stop()
@@ -226,7 +218,7 @@ class Claim:
     @property
     def stop_requested(self) -> bool:
         """Whether the agent should be ended: a stop was requested, or the claim was lost."""
-        if self._to_end.is_set():
+        if self._to_end:
             return True
         rows = self._store.run(statements.RUN_STATE, run_id=self.fence.run_id)
         if not rows:
@@ -306,8 +298,7 @@ class Claim:
         try:
             moves.make_owned(self._store, "complete", self.fence, now=now, **values)
         except IllegalMove:  # it was not started, or that was rolled back
-            session_id = moves.make_owned(self._store, "start", self.fence, now=now)
-            start_session(self._store, session_id, self.place, now)
+            self.start_at(now)
             moves.make_owned(self._store, "complete", self.fence, now=now, **values)
 
     def end(self) -> None:
@@ -345,7 +336,13 @@ class Claim:
         self._report(name, self.now(), **values)
         self.end_on_commit()
 
-    def _report(self, name: str, now: str, **values: Any) -> str:
+    def start_at(self, now: str) -> None:
+        """Start, within a transaction that is open."""
+        home = {key: self.place.of(key) for key in demands.PLACE}
+        session_id, *bound = self._report("start", now, **home)
+        _start_session(self._store, session_id, home, now, *bound)
+
+    def _report(self, name: str, now: str, **values: Any) -> tuple[Any, ...]:
         try:
             return moves.make_owned(self._store, name, self.fence, now=now, **values)
         except (StaleClaim, RunNotFound) as refusal:
@@ -418,28 +415,24 @@ def _finish_all(store: Store, reports: list[tuple[Claim, str | None]]) -> bool:
 def _change_all(
     store: Store, name: str, statement: Statement, values: list[dict[str, Any]], now: str
 ) -> None:
-    if store.change_many(statement, [{**one, "now": now} for one in values]) != len(values):
+    (runner_id,) = {one.pop("runner_id") for one in values}
+    if store.change_many(statement, values, runner_id=runner_id, now=now) != len(values):
         raise _NotAllError
-    run_ids = [one["run_id"] for one in values]
-    moves.record_many(store, name, run_ids, now=now, actor=Actor.RUNNER)
+    moves.tell_owned(store, name, [one["run_id"] for one in values], now=now)
 
 
 def _start_sessions(store: Store, claims: list[Claim], now: str) -> None:
-    """What `start_session` does, for the claims of one runner."""
-    place = claims[0].place
+    """What `_start_session` does, for the claims of one runner."""
+    home = {key: claims[0].place.of(key) for key in demands.PLACE}
     session_ids = [claim.run.session_id for claim in claims]
     listed = store.engine.as_list(session_ids)
-    unbound = {row[0] for row in store.run(statements.UNBOUND, session_ids=listed)}
-    known = [one for one in session_ids if one not in unbound]
-    home = {key: place.of(key) for key in demands.PLACE}
-    if unbound:
-        bind = [{"session_id": one, "now": now, **home} for one in sorted(unbound)]
-        store.change_many(statements.BIND_SESSION, bind)
-        listed = store.engine.as_list(sorted(unbound))
+    rows = store.run(statements.BIND_SESSIONS, session_ids=listed, now=now, **home)
+    if bound := {row[0] for row in rows}:
+        listed = store.engine.as_list(sorted(bound))
         _inherit_home(store, home, store.run(statements.PENDING_OF_SESSIONS, session_ids=listed))
-    if known:
-        resume = [{"session_id": one, "now": now} for one in known]
-        store.change_many(statements.RESUME_SESSION, resume)
+    if known := [one for one in session_ids if one not in bound]:
+        listed = store.engine.as_list(known)
+        store.change(statements.RESUME_SESSIONS, session_ids=listed, now=now)
 
 
 @again
@@ -457,16 +450,26 @@ def _finish(
     return refused
 
 
-def start_session(store: Store, session_id: str, place: Capabilities, now: str) -> None:
+@again
+def _start(store: Store, claim: Claim) -> None:
+    with store.transaction():
+        claim.start_at(claim.now())
+
+
+def _start_session(
+    store: Store, session_id: str, home: dict[str, str | None], now: str, bound: int | None = None
+) -> None:
     """Bind a session to the place of the runner that starts its first run.
 
-    Runs that were enqueued before they could inherit the home get it now.
+    `bound` is whether the statement that started the run has done so, where it can. Runs that
+    were enqueued before they could inherit the home get it now.
     """
-    home = {key: place.of(key) for key in demands.PLACE}
-    if not store.change(statements.BIND_SESSION, session_id=session_id, now=now, **home):
-        store.change(statements.RESUME_SESSION, session_id=session_id, now=now)
-        return
-    _inherit_home(store, home, store.run(statements.PENDING_OF_SESSION, session_id=session_id))
+    if bound is None:
+        bound = store.change(statements.BIND_SESSION, session_id=session_id, now=now, **home)
+        if not bound:
+            store.change(statements.RESUME_SESSION, session_id=session_id, now=now)
+    if bound:
+        _inherit_home(store, home, store.run(statements.PENDING_OF_SESSION, session_id=session_id))
 
 
 def _inherit_home(

@@ -33,11 +33,12 @@ def to_text(moment: datetime) -> str:
 
     Raises ValueError for a datetime without a time zone: what it means depends on the host.
     """
-    if moment.tzinfo is None:
-        raise ValueError("a datetime without a time zone is ambiguous; use an aware one")
+    if moment.tzinfo is not timezone.utc:
+        if moment.tzinfo is None:
+            raise ValueError("a datetime without a time zone is ambiguous; use an aware one")
+        moment = moment.astimezone(timezone.utc)
     # strftime's %Y does not pad years before 1000 on every platform; isoformat does.
-    text = moment.astimezone(timezone.utc).isoformat(timespec="microseconds")
-    return text[:26] + "Z"
+    return moment.isoformat(timespec="microseconds")[:26] + "Z"
 
 
 def from_text(text: str) -> datetime:

@@ -13,9 +13,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, wraps
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from types import TracebackType
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar, cast
 
 import peewee
 
@@ -94,33 +95,31 @@ class Store:
         self.database = engine.database
         self.url = engine.url
         self._compiled: dict[Statement, Compiled] = {}
-        self._within = threading.local()
+        self.within = threading.local()
         _opened.add(self)
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> Transaction:
         """Write in one transaction, or in a savepoint of the one that the caller is in.
 
         A verb within another verb needs no savepoint: it fails before it writes, or whole.
         """
-        if getattr(self._within, "verb", False) and self.database.in_transaction():
-            yield
-            return
-        with self.ready(), self.database.atomic(*self.engine.begin):
-            self._within.verb = True
-            wakes: set[Wake] = set()
-            self._within.wakes = wakes
-            try:
-                yield
-            finally:
-                self._within.verb = False
-            if wakes:
-                # Not before everybody can see it, which is up to the caller's transaction.
-                self.database.after_commit(partial(self.engine.ring, wakes))
+        return Transaction(self)
+
+    def one_statement(self) -> AbstractContextManager[None]:
+        """The transaction of what is one statement where that can hold several writes.
+
+        There the statement is a transaction by itself: a server is asked once, and not three times.
+        """
+        if self.engine.is_shared and not self.database.in_transaction():
+            return _NO_TRANSACTION
+        return self.transaction()
 
     def wake(self, kinds: Iterable[Wake]) -> None:
         """Tell those who wait for this, once the transaction that is open is committed."""
-        self._within.wakes.update(kinds)
+        if getattr(self.within, "verb", False):
+            self.within.wakes.update(kinds)
+        elif kinds:
+            self.engine.ring(kinds)
 
     def run(self, statement: Statement, **values: Any) -> list[tuple[Any, ...]]:
         """Execute a statement and return its rows.
@@ -128,24 +127,42 @@ class Store:
         The cursor is read to the end at once: on SQLite an UPDATE .. RETURNING with a row
         unread keeps the write lock.
         """
-        with self.ready():
-            rows: list[tuple[Any, ...]] = self._execute(statement, values).fetchall()
+        rows: list[tuple[Any, ...]]
+        if self.engine.is_shared:
+            with self.ready():
+                rows = self._execute(statement, values).fetchall()
             return rows
+        try:
+            rows = self._execute(statement, values).fetchall()
+        except RAISED as error:
+            self.rethrow(error)
+        return rows
 
     def change(self, statement: Statement, **values: Any) -> int:
         """Execute a statement that returns no rows; return how many it changed."""
-        with self.ready():
+        if self.engine.is_shared:
+            with self.ready():
+                return int(self._execute(statement, values).rowcount)
+        try:
             return int(self._execute(statement, values).rowcount)
+        except RAISED as error:
+            self.rethrow(error)
 
-    def change_many(self, statement: Statement, rows: Sequence[dict[str, Any]]) -> int:
+    def change_many(self, statement: Statement, rows: Sequence[dict[str, Any]], **same: Any) -> int:
         """Execute a statement that returns no rows for each of these values; return the sum.
 
-        A server is sent all of them at once.
+        Where a statement can hold several writes it is executed once, with an array for each of
+        the names that differ.
         """
+        if self.engine.writes_in_one:
+            arrays = {name: [row[name] for row in rows] for name in rows[0]}
+            return self.change(statement, **arrays, **same)
+        if len(rows) == 1:
+            return self.change(statement, **rows[0], **same)
         with self.ready():
             compiled = self._compile(statement)
             cursor = self.database.cursor()
-            cursor.executemany(compiled.sql, [compiled.parameters(values) for values in rows])
+            cursor.executemany(compiled.sql, [compiled.parameters({**row, **same}) for row in rows])
             return int(cursor.rowcount)
 
     def lock(self, statement: Statement, **values: Any) -> list[tuple[Any, ...]]:
@@ -164,14 +181,14 @@ class Store:
 
     def _execute_sql(self, sql: str, parameters: list[Any]) -> Any:
         try:
-            return self.database.execute_sql(sql, parameters)
+            return self.engine.execute(sql, parameters)
         except (UnicodeEncodeError, peewee.DataError):
             # What is stored was checked; this is an id to look for that no row can have, for it
             # is no text to the database: in another form it is not found, too.
             storable = [_storable(value) for value in parameters]
             if storable == parameters:
                 raise
-            return self.database.execute_sql(sql, storable)
+            return self.engine.execute(sql, storable)
 
     def query(self, query: Any) -> list[tuple[Any, ...]]:
         """Execute a query that is built for one call, such as a filtered list."""
@@ -184,10 +201,8 @@ class Store:
         """Turn the driver's errors into ours."""
         try:
             yield
-        except (peewee.PeeweeException, UnicodeDecodeError, *DRIVERS_ERRORS) as error:
-            ours = self._translate(error)
-            # What a database says of a row that it refuses is the row, and that holds a prompt.
-            raise ours from (None if isinstance(ours, errors.InvalidRun) else error)
+        except RAISED as error:
+            self.rethrow(error)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -244,7 +259,13 @@ class Store:
     def abandon(self) -> None:
         """Forget all connections without closing them, in the child of a fork."""
         _inherited.extend(self.engine.abandon())
-        self._within = threading.local()
+        self.within = threading.local()
+
+    def rethrow(self, error: BaseException) -> NoReturn:
+        """Raise our error for one of `RAISED`."""
+        ours = self._translate(error)
+        # What a database says of a row that it refuses is the row, and that holds a prompt.
+        raise ours from (None if isinstance(ours, errors.InvalidRun) else error)
 
     def _translate(self, error: BaseException) -> errors.RunqueueError:
         # SQLite may roll back by itself (disk full); Peewee's own rollback then fails and hides
@@ -261,7 +282,70 @@ class Store:
         return errors.StorageError(f"the database failed: {error}")
 
 
-DRIVERS_ERRORS = (*sqlite.ERRORS, *postgres.ERRORS)
+RAISED: Final = (peewee.PeeweeException, UnicodeDecodeError, *sqlite.ERRORS, *postgres.ERRORS)
+"""What Peewee and the drivers raise when a statement fails."""
+
+
+_NO_TRANSACTION: Final = nullcontext()
+
+
+class Transaction:
+    """The transaction of a verb as a context; within another verb's it is that one.
+
+    A class, for a generator as context manager costs as much as a small statement.
+    """
+
+    __slots__ = ("_atomic", "_ready", "_store", "_wakes")
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._atomic: Any = None
+        self._ready: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> None:
+        store = self._store
+        within, database = store.within, store.database
+        if getattr(within, "verb", False) and database.in_transaction():
+            return
+        if store.engine.is_shared:
+            self._ready = store.ready()
+            self._ready.__enter__()
+        atomic = database.atomic(*store.engine.begin)
+        try:
+            atomic.__enter__()
+        except BaseException as error:
+            self._leave(error)
+            raise
+        self._atomic = atomic
+        within.verb = True
+        within.wakes = self._wakes = set[Wake]()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._atomic is None:
+            return
+        store = self._store
+        store.within.verb = False
+        try:
+            if error is None and self._wakes:
+                # Not before everybody can see it, which is up to the caller's transaction.
+                store.database.after_commit(partial(store.engine.ring, self._wakes))
+            self._atomic.__exit__(kind, error, traceback)
+        except BaseException as failure:
+            self._leave(failure)
+            raise
+        self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Give the connection back, and raise our error for one of the driver's."""
+        if self._ready is not None:
+            self._ready.__exit__(type(error) if error else None, error, None)
+        elif isinstance(error, RAISED):
+            self._store.rethrow(error)
 
 
 def _storable(value: Any) -> Any:

@@ -6,11 +6,10 @@ them; its session, the run and their event are one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from runqueue import clock, ids, moves, settings, statements
 from runqueue import demands as matching
@@ -19,18 +18,19 @@ from runqueue.errors import IllegalMove, InvalidRun, RunNotFound, SessionNotFoun
 from runqueue.models import COLUMNS, Run, Session
 from runqueue.states import TERMINAL, Actor, ExecutionMode, RunType, Status, Wake
 
+_MODES: Final = {mode.value: mode.value for mode in ExecutionMode}
 
-@dataclass(frozen=True)
-class Request:
+
+class Request(NamedTuple):
     """What a caller wants to have run, checked."""
 
     prompt: str
+    demands: matching.Demands
     session_id: str | None = None
     agent_name: str | None = None
     project_dir: str | None = None
     parent_session_id: str | None = None
     execution_mode: str = ExecutionMode.SYNC.value
-    demands: matching.Demands = field(default_factory=dict)
     timeout: float | None = None
     priority: int = 0
     run_id: str | None = None
@@ -57,7 +57,7 @@ def check(
 ) -> Request:
     """Return the request. Raises InvalidRun, in one sentence, for what cannot become a run."""
     _check_prompt(prompt, max_prompt)
-    if execution_mode not in [mode.value for mode in ExecutionMode]:
+    if not isinstance(execution_mode, str) or execution_mode not in _MODES:
         modes = ", ".join(mode.value for mode in ExecutionMode)
         raise InvalidRun(f"unknown execution mode {str(execution_mode)[:40]!r}; use {modes}")
     wanted = matching.validate(demands)
@@ -73,7 +73,7 @@ def check(
         agent_name=_optional(agent_name, "the agent's name"),
         project_dir=_optional(project_dir, "the project directory"),
         parent_session_id=_optional(parent_session_id, "the parent session's id"),
-        execution_mode=ExecutionMode(execution_mode).value,
+        execution_mode=_MODES[execution_mode],
         demands=wanted,
         timeout=timeout,
         priority=priority,
@@ -85,7 +85,7 @@ def check_mapping(request: Mapping[str, Any], max_prompt: int) -> Request:
     """Return the request that a mapping of the keywords of `check` describes."""
     if not isinstance(request, Mapping) or "prompt" not in request:
         raise InvalidRun("every run to enqueue must be a mapping with a prompt")
-    unknown = set(request) - {field.name for field in fields(Request)}
+    unknown = set(request) - set(Request._fields)
     if unknown:
         raise InvalidRun(f"unknown keyword {sorted(map(str, unknown))[0][:40]!r} of a run")
     return check(**{**request, "max_prompt": max_prompt})
@@ -116,8 +116,8 @@ def _optional(value: object, what: str) -> str | None:
 
 def add_many(store: Store, requests: list[Request], clock_text: Callable[[], str]) -> list[Run]:
     """Insert runs in one transaction."""
-    if len(requests) > 1 and all(request.is_plain for request in requests):
-        with suppress(_NotAllError):
+    if requests and all(request.is_plain for request in requests):
+        with suppress(_NotAllError, InvalidRun):
             return _add_all(store, requests, clock_text)
     return _add_each(store, requests, clock_text)
 
@@ -128,34 +128,48 @@ class _NotAllError(Exception):
 
 @again
 def _add_all(store: Store, requests: list[Request], clock_text: Callable[[], str]) -> list[Run]:
-    """Insert runs that start sessions of their own by three statements for all of them."""
-    with store.transaction():
-        now = clock.from_text(clock_text())
-        rows = []
-        for index, request in enumerate(requests):
-            at = clock.to_text(now + timedelta(microseconds=index))
-            rows.append(_values(request, ids.new_session_id(), RunType.START_SESSION, at))
-        for statement in (statements.INSERT_SESSION, statements.INSERT_RUN):
-            if store.change_many(statement, rows) != len(rows):
-                raise _NotAllError
-        events = [moves.enqueued(row["run_id"], row["created_at"], Actor.CALLER) for row in rows]
-        store.change_many(statements.INSERT_EVENT, events)
+    """Insert runs that start sessions of their own, by the same few statements for any number."""
+    with store.one_statement():
+        now = clock_text()
+        rows = [
+            _values(request, ids.new_session_id(), RunType.START_SESSION, at)
+            for request, at in zip(requests, _moments(now, len(requests)), strict=True)
+        ]
+        if store.engine.writes_in_one:
+            store.change_many(statements.NEW_RUNS, rows)
+        else:
+            for statement in (statements.INSERT_SESSION, statements.INSERT_RUN):
+                if store.change_many(statement, rows) != len(rows):
+                    raise _NotAllError
+            first = {"status": Status.PENDING.value, "actor": Actor.CALLER.value, "detail": None}
+            events = [{"run_id": row["run_id"], "at": row["created_at"], **first} for row in rows]
+            store.change_many(statements.INSERT_EVENT, events)
         store.wake((Wake.WORK,))
-        return [_as_run(row) for row in rows]
+    return [_as_run(row) for row in rows]
+
+
+def _moments(now: str, number: int) -> Iterator[str]:
+    """The times of a batch from now on.
+
+    Runs are served in the order of their times: a microsecond apart, a batch is served as it was
+    given, and not in the order of its random ids.
+    """
+    yield now
+    if number > 1:
+        first = clock.from_text(now)
+        for index in range(1, number):
+            yield clock.to_text(first + timedelta(microseconds=index))
 
 
 @again
 def _add_each(store: Store, requests: list[Request], clock_text: Callable[[], str]) -> list[Run]:
     with store.transaction():
         lock_sessions(store, [one.session_id for one in requests if one.session_id is not None])
-        now = clock_text()
-        # Runs are served in the order of their times: a microsecond apart, a batch is served as
-        # it was given, and not in the order of its random ids.
+        moments = list(_moments(clock_text(), len(requests)))
         added: dict[int, Run] = {}
         # Given ids are inserted in one order, for two batches of the same ids wait for each other.
         for index in sorted(range(len(requests)), key=lambda at: requests[at].run_id or ""):
-            now_of = clock.shift(now, index / 1_000_000)
-            added[index] = add(store, requests[index], now=now_of)
+            added[index] = add(store, requests[index], now=moments[index])
         return [added[index] for index in range(len(requests))]
 
 
@@ -280,13 +294,10 @@ def _timeout_at(request: Request, created_at: str) -> str | None:
 
 def _inherit(request: Request, session: Session) -> Request:
     """Return the request with what a run takes over from the session that it resumes."""
-    return Request(
-        **{
-            **vars(request),
-            "agent_name": request.agent_name or session.agent_name,
-            "project_dir": request.project_dir or session.project_dir,
-            "demands": matching.merge(session.home(), request.demands),
-        }
+    return request._replace(
+        agent_name=request.agent_name or session.agent_name,
+        project_dir=request.project_dir or session.project_dir,
+        demands=matching.merge(session.home(), request.demands),
     )
 
 

@@ -61,11 +61,8 @@ _BY_ITS_RUNNER: Final = (
     "(SELECT true FROM runners WHERE runners.runner_id = runs.runner_id "
     "AND runners.registered_by = current_user LIMIT 1)"
 )
-# A move is recorded right after it is made, so an event says what its run says.
-_IS_SO: Final = (
-    "(SELECT true FROM runs WHERE runs.run_id = run_events.run_id "
-    "AND runs.status = run_events.status LIMIT 1)"
-)
+# A move is recorded with it or right after it, so an event says what its run says.
+_IS_SO: Final = "runqueue_is_so(run_id, status)"
 
 _IS_AT_WORK_IN_IT: Final = (
     "(SELECT true FROM runs WHERE runs.session_id = sessions.session_id "

@@ -46,12 +46,6 @@ def record(
     store.wake(move.wakes if move else (Wake.WORK,))
 
 
-def enqueued(run_id: str, at: str, actor: Actor) -> dict[str, Any]:
-    """Return the values of a run's first event."""
-    pending = Status.PENDING.value
-    return {"run_id": run_id, "at": at, "status": pending, "actor": actor.value, "detail": None}
-
-
 def record_many(
     store: Store,
     name: str,
@@ -78,21 +72,41 @@ def record_many(
     store.wake(move.wakes)
 
 
+def tell_owned(
+    store: Store, name: str, run_ids: Sequence[str], *, now: str, detail: str | None = None
+) -> None:
+    """Record what owners have done unless its statement did, and tell of it when committed."""
+    if store.engine.writes_in_one:
+        store.wake(MOVES[name].wakes)
+    else:
+        record_many(store, name, run_ids, now=now, actor=Actor.RUNNER, detail=detail)
+
+
 @again
 def make_owned(
-    store: Store, name: str, fence: Fence, *, now: str, detail: str | None = None, **values: Any
-) -> str:
-    """Make an owner's move; return the session's id.
+    store: Store, name: str, fence: Fence, *, now: str, **values: Any
+) -> tuple[Any, ...]:
+    """Make an owner's move; return the session's id, and what else its statement does.
 
     A move that this very claim has made already is repeated without effect, for its first
     answer may have been lost. Raises RunNotFound, StaleClaim or IllegalMove.
     """
+    given = {"now": now, **fence._asdict(), **values}
+    with store.one_statement():
+        if made := _owned(store, name, given):
+            return made
+    # In a transaction, for what is read of a run may else be newer than what refused the move.
     with store.transaction():
-        statement = statements.OWNER_MOVES[name]
-        if rows := store.run(statement, now=now, **fence._asdict(), **values):
-            record(store, name, fence.run_id, now=now, actor=Actor.RUNNER, detail=detail)
-            return str(rows[0][0])
-        return _repeated_or_refused(store, name, fence, values)
+        return _owned(store, name, given) or (_repeated_or_refused(store, name, fence, values),)
+
+
+def _owned(store: Store, name: str, given: dict[str, Any]) -> tuple[Any, ...]:
+    """What an owner's move returns, recorded; nothing if it is refused."""
+    rows = store.run(statements.OWNER_MOVES[name], **given)
+    if not rows:
+        return ()
+    tell_owned(store, name, [given["run_id"]], now=given["now"])
+    return rows[0]
 
 
 def keep_late(store: Store, fence: Fence, report: str, text: str | None, *, now: str) -> None:

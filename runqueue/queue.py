@@ -15,7 +15,7 @@ import peewee
 
 from runqueue import clock, enqueue, moves, reading, retention, schema, sweeper, why
 from runqueue.backoff import pauses
-from runqueue.database import Store, open_store
+from runqueue.database import RAISED, Store, open_store
 from runqueue.enqueue import Request
 from runqueue.errors import RunNotFound, RunqueueError, StorageError, WaitTimeout
 from runqueue.models import Event, Run, Session
@@ -80,8 +80,10 @@ class Queue:
 
     def now(self) -> str:
         """Return the queue's time, as it is stored."""
-        with self.store.translated_errors():
+        try:
             return clock.to_text(self._clock())
+        except RAISED as error:
+            self.store.rethrow(error)
 
     def close(self) -> None:
         """Close this thread's connection; the queue opens a new one when it is used again.

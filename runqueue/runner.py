@@ -16,14 +16,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any, Final
 
 from runqueue import claims, clock, demands, incarnation, moves, statements, sweeper
 from runqueue.backoff import BACK_OFF, pauses
 from runqueue.claims import Claim
-from runqueue.database import Store
+from runqueue.database import RAISED, Store
 from runqueue.demands import Capabilities
 from runqueue.errors import (
     ConfigurationError,
@@ -76,6 +76,7 @@ class Runner:
             self.hostname, project_dir, executor_type, tags, properties
         )
         self.incarnation = incarnation.current()
+        self._claimer = claims.Claimer(self.runner_id, self.incarnation)
         self._matcher = claims.Matcher(self.capabilities)
         self._lock = threading.Lock()
         self._finding = threading.Lock()
@@ -188,15 +189,17 @@ class Runner:
                 f"runner {self.runner_id} belongs to process {self._pid}; a fork needs its own"
             )
         deadline = time.monotonic() + timeout
-        with ExitStack() as stack:
-            watch = None
+        # A busy runner need not watch; one that waits must do so before it asks, to miss nothing.
+        if timeout <= 0 or not self._matcher.is_idle:
+            taken = self._take(limit)
+            if taken or timeout <= 0:
+                return taken
+        with Watch(self._store, (Wake.WORK,)) as watch:
             while not self._draining.is_set():
-                if watch is None and timeout > 0:  # before asking, to miss nothing
-                    watch = stack.enter_context(Watch(self._store, (Wake.WORK,)))
                 if taken := self._take(limit):
                     return taken
                 left = deadline - time.monotonic()
-                if left <= 0 or watch is None:
+                if left <= 0:
                     break
                 watch.wait(min(left, LOOK_AGAIN))
         return []
@@ -245,20 +248,24 @@ class Runner:
             runs = claims.claim_many(
                 self._store,
                 self._matcher,
-                self.runner_id,
+                self._claimer,
                 limit,
                 now=now,
                 moment=time.monotonic(),
-                may_claim=self._may_claim,
+                may_claim=self._is_alive,
             )
         except StorageError:
             # It may have been committed, and only its answer lost.
             if not self._store.database.in_transaction():
                 self._lost_at.add(now)
             raise
+        if not runs and self._matcher.sees_work:
+            self._is_online()  # or there is no work for it any more
         return self._hold(runs)
 
     def _hold(self, runs: list[Run]) -> list[Claim]:
+        if not runs:
+            return []
         taken = [
             Claim(self._store, run, self.capabilities, self._now, self._forget) for run in runs
         ]
@@ -281,7 +288,7 @@ class Runner:
             held = {claim.fence for claim in self.held}
             with self._store.transaction():
                 # Another process may have taken over the id, and what it claims is its own.
-                if not self._may_claim():
+                if not self._is_online():
                     return []
                 rows = self._store.run(statements.NOT_STARTED, runner_id=self.runner_id)
             runs = [Run.from_row(row, statements.CLAIM_COLUMNS) for row in rows]
@@ -307,8 +314,10 @@ class Runner:
                 self._holds.clear()
 
     def _now(self) -> str:
-        with self._store.translated_errors():
+        try:
             return clock.to_text(self._clock())
+        except RAISED as error:
+            self._store.rethrow(error)
 
     def _row(self) -> tuple[str, str] | None:
         rows = self._store.run(
@@ -448,13 +457,17 @@ class Runner:
             log.info("runner %s drains, as asked", self.runner_id)
             self.drain()
 
-    def _may_claim(self) -> bool:
-        row = self._row()
-        if row is None or row[0] != "online":
-            self._drain_as_asked()
-            return False
+    def _is_alive(self) -> bool:
         # Past its lease, what it claims is taken from it at once; a heartbeat must come first.
         return time.monotonic() < self._answered_at + self._lease
+
+    def _is_online(self) -> bool:
+        """Whether it may claim, by what the database says of it; drains if it may not."""
+        row = self._row()
+        is_online = row is not None and row[0] == "online"
+        if not is_online:
+            self._drain_as_asked()
+        return is_online
 
     def _end_agents(self) -> None:
         for claim in self.held:

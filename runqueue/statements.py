@@ -11,7 +11,7 @@ for one another in one order, and none waits in a circle.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from peewee import JOIN, SQL, Case, NodeList, Select, Value, fn
@@ -148,31 +148,80 @@ def get(model: type[Row]) -> Statement:
     return Statement(lambda: model.select().where(model._meta.primary_key == hole("key")))
 
 
-INSERT_SESSION: Final = insert(
-    Session,
+SESSION_COLUMNS: Final = (
     *("session_id", "created_at", "agent_name", "project_dir", "parent_session", "execution_mode"),
 )
-INSERT_RUN: Final = insert(
-    Run,
+RUN_COLUMNS: Final = (
     *("run_id", "session", "type", "agent_name", "prompt", "project_dir", "parent_session_id"),
     *("execution_mode", "demands", "created_at", "timeout_at", "priority"),
 )
-INSERT_EVENT: Final = insert(Event, "run", "at", "status", "actor", "detail")
+EVENT_COLUMNS: Final = ("run", "at", "status", "actor", "detail")
+INSERT_SESSION: Final = insert(Session, *SESSION_COLUMNS)
+INSERT_RUN: Final = insert(Run, *RUN_COLUMNS)
+INSERT_EVENT: Final = insert(Event, *EVENT_COLUMNS)
+
+
+def _copied(model: type[Row], columns: Sequence[str], source: Any, values: Iterable[Any]) -> Any:
+    """Add a row of these columns for each row of a source, of which the values are told."""
+    fields = model._meta.fields
+    return model.insert_from(Select((source,), values), [fields[name] for name in columns])
+
+
+def _events(source: Any, *values: Any) -> Any:
+    return _copied(Event, EVENT_COLUMNS, source, values)
+
+
+def _texts(name: str) -> SQL:
+    """An array of texts, as one value."""
+    return SQL("%s::text[]", [Hole(name)])
 
 
 def _insert_events() -> Any:
     """The same event of each run that is listed in `run_ids`."""
     listed = Either(
         sqlite=fn.json_each(hole("run_ids")),
-        postgres=fn.unnest(SQL("%s::text[]", [Hole("run_ids")])),
+        postgres=fn.unnest(_texts("run_ids")),
     )
     run_id = Either(sqlite=SQL("listed.value"), postgres=SQL("listed"))
-    values = (run_id, hole("at"), hole("status"), hole("actor"), hole("detail"))
-    columns = [Event.run, Event.at, Event.status, Event.actor, Event.detail]
-    return Event.insert_from(Select((listed.alias("listed"),), values), columns)
+    source = listed.alias("listed")
+    return _events(source, run_id, *(hole(name) for name in EVENT_COLUMNS[1:]))
 
 
 INSERT_EVENTS: Final = Statement(_insert_events)
+
+
+def _listed(*names: str) -> Any:
+    """Rows that are given as one array for each of their columns, in the hole of its name."""
+    arrays = [
+        SQL("%s::int[]", [Hole(name)]) if name == "priority" else _texts(name) for name in names
+    ]
+    return Select((fn.unnest(*arrays),), (SQL("*"),)).cte("listed", columns=names)
+
+
+def _new_runs() -> Any:
+    """Add runs, the sessions that they start and their events: all of them, or none.
+
+    An id that is there already is an error here, for with an ON CONFLICT the others would be added.
+    """
+    run, session = (
+        [model._meta.fields[name].column_name for name in names]
+        for model, names in ((Run, RUN_COLUMNS), (Session, SESSION_COLUMNS))
+    )
+    listed = _listed(*run)
+    sessions = _copied(
+        Session, SESSION_COLUMNS, listed, [getattr(listed.c, name) for name in session]
+    )
+    runs = _copied(Run, RUN_COLUMNS, listed, [getattr(listed.c, name) for name in run])
+    event = (listed.c.run_id, listed.c.created_at, literal(Status.PENDING), literal(Actor.CALLER))
+    return _events(listed, *event, SQL("NULL")).with_cte(
+        listed, sessions.cte("new_session"), runs.cte("new_run")
+    )
+
+
+NEW_RUNS: Final = Statement(_new_runs)
+"""Where a statement can hold several writes: plain runs, each column an array."""
+
+
 INSERT_RUNNER: Final = insert(
     Runner,
     *("runner_id", "incarnation", "hostname", "project_dir", "executor_type", "tags"),
@@ -201,8 +250,7 @@ def _keep_late() -> Any:
     late = Run.select(
         Run.run_id, hole("at"), Run.status, literal(Actor.RUNNER), hole("detail")
     ).where(Run.run_id == hole("run_id"))
-    columns = [Event.run, Event.at, Event.status, Event.actor, Event.detail]
-    return Event.insert_from(late, columns)
+    return Event.insert_from(late, [getattr(Event, name) for name in EVENT_COLUMNS])
 
 
 KEEP_LATE: Final = Statement(_keep_late)
@@ -232,26 +280,99 @@ def _fence() -> Any:
     return is_its_own & (Run.claimed_at == hole("claimed_at"))
 
 
+def _with_event(name: str, moved: Any, detail: Any = SQL("NULL")) -> Any:  # noqa: B008
+    """The events of an owner's moves, whose runs another part of the statement returns."""
+    move = MOVES[name]
+    of_all = (hole("now"), literal(move.target), literal(Actor.RUNNER), detail)
+    return _events(moved, moved.c.run_id, *of_all)
+
+
+def _told(name: str, update: Any, *columns: Any, **detail: Any) -> Either:
+    """An owner's move that returns these columns, with its event where a statement can hold both.
+
+    Elsewhere the event is a statement of its own.
+    """
+    moved = update.returning(*dict.fromkeys((*columns, Run.run_id))).cte("moved")
+    event = _with_event(name, moved, **detail).cte("event")
+    returned = [getattr(moved.c, column.column_name) for column in columns]
+    return Either(
+        sqlite=update.returning(*columns),
+        postgres=Select((moved,), returned).with_cte(moved, event),
+    )
+
+
 def _by_owner(name: str, **sets: Any) -> Statement:
-    return Statement(lambda: _move(name, this_run() & _fence(), Run.session, **sets))
+    return Statement(lambda: _told(name, _move(name, this_run() & _fence(), **sets), Run.session))
 
 
-def _by_owner_of_many(name: str, **sets: Any) -> Statement:
-    """Likewise, executed for many claims whose sessions are locked; how many it changed is told."""
-    return Statement(lambda: _move(name, (Run.run_id == hole("run_id")) & _fence(), **sets))
+def _start() -> Any:
+    """Begin; where a statement can hold several writes, the session is bound or resumed, too.
+
+    There it also returns whether it was bound.
+    """
+    update = _move("start", this_run() & _fence())
+    moved = update.returning(Run.run_id, Run.session).cte("moved")
+    is_its = Session.session_id == Select((moved,), (moved.c.session_id,))
+    bound = _bind(is_its).returning(Session.session_id).cte("bound")
+    resumed = _resume(is_its & Session.hostname.is_null(False)).cte("resumed")
+    count = Select((bound,), (fn.COUNT(SQL("*")),))
+    parts = (moved, _with_event("start", moved).cte("event"), bound, resumed)
+    return Either(
+        sqlite=update.returning(Run.session),
+        postgres=Select((moved,), (moved.c.session_id, count)).with_cte(*parts),
+    )
+
+
+def _bind(where: Any) -> Any:
+    """Give a session its home, once: the place of the runner that first starts a run of it."""
+    return Session.update(
+        {
+            Session.hostname: hole("hostname"),
+            Session.executor_type: hole("executor_type"),
+            Session.home_dir: hole("project_dir"),
+            Session.project_dir: fn.COALESCE(Session.project_dir, hole("project_dir")),
+            Session.last_resumed_at: hole("now"),
+        }
+    ).where(where, Session.hostname.is_null())
+
+
+def _resume(where: Any) -> Any:
+    return Session.update({Session.last_resumed_at: hole("now")}).where(where)
+
+
+def _by_owner_of_many(name: str, *sets: str) -> Statement:
+    """Likewise for many claims, whose sessions are locked; how many it changed is told.
+
+    On SQLite it is executed for each; elsewhere each hole is an array, and the events are added.
+    """
+
+    def build() -> Any:
+        given = {column: hole(column) for column in sets}
+        single = _move(name, (Run.run_id == hole("run_id")) & _fence(), **given)
+        listed = _listed("run_id", "claimed_at", *sets)
+        is_its_own = (
+            (Run.run_id == listed.c.run_id)
+            & (Run.claimed_at == listed.c.claimed_at)
+            & (_hidden(Run.runner_id) == hole("runner_id"))
+        )
+        given = {column: getattr(listed.c, column) for column in sets}
+        moved = _move(name, is_its_own, **given).from_(listed).returning(Run.run_id).cte("moved")
+        return Either(sqlite=single, postgres=_with_event(name, moved).with_cte(listed, moved))
+
+    return Statement(build)
 
 
 _UNOWNED: Final = {"runner_id": None, "claimed_at": None}
 
 OWNER_MOVES: Final = {
-    "start": _by_owner("start"),
+    "start": Statement(_start),
     "complete": _by_owner("complete", result=hole("result")),
     "fail": _by_owner("fail", error=hole("error")),
     "confirm": _by_owner("confirm"),
     "release": _by_owner("release", **_UNOWNED),
 }
 START_MANY: Final = _by_owner_of_many("start")
-COMPLETE_MANY: Final = _by_owner_of_many("complete", result=hole("result"))
+COMPLETE_MANY: Final = _by_owner_of_many("complete", "result")
 FREE_MOVES: Final = {
     "stop": _by_anyone("stop"),
     "cancel": _by_anyone("cancel"),
@@ -304,7 +425,7 @@ def _first_unlocked(depth: SQL) -> Any:
     The first `depth` runs of each text are looked at, for others may hold the first ones. Their
     rows are locked in a query outside, which looks again whether what it locked is ready.
     """
-    text = fn.unnest(SQL("%s::text[]", [Hole("texts")])).alias("text")
+    text = fn.unnest(_texts("texts")).alias("text")
     one, run = Run.alias("one"), Run.alias("run")
     first = (
         one.select(one.run_id, one.priority, one.created_at)
@@ -329,13 +450,23 @@ def _first_unlocked(depth: SQL) -> Any:
     )
 
 
+def _is_online() -> Any:
+    """Whether the runner may claim: it is registered as this process, and not draining."""
+    state = Runner.select(Runner.state).where(
+        Runner.runner_id == hole("runner_id"), Runner.incarnation == hole("incarnation")
+    )
+    return state == literal("online")
+
+
 def _claim(depth: SQL) -> Any:
     """Take a ready run whose demand text is listed in `texts`; where rows are locked, `limit`."""
     pick = Either(sqlite=_first_ready(), postgres=_any_of(_first_unlocked(depth)))
     # A run that somebody set back to pending by hand begins anew.
     afresh = {"error": None, "result": None, "started_at": None, "completed_at": None}
     columns = [getattr(Run, name) for name in CLAIM_COLUMNS]
-    return _move("claim", Run.run_id == pick, *columns, runner_id=hole("runner_id"), **afresh)
+    is_picked = (Run.run_id == pick) & _is_online()
+    update = _move("claim", is_picked, runner_id=hole("runner_id"), **afresh)
+    return _told("claim", update, *columns, detail=hole("runner_id"))
 
 
 CLAIM_COLUMNS: Final = tuple(
@@ -375,25 +506,8 @@ def _demand_texts() -> Any:
 DEMAND_TEXTS: Final = Statement(_demand_texts)
 
 
-def _bind_session() -> Any:
-    """Give a session its home, once: the place of the runner that first starts a run of it."""
-    return Session.update(
-        {
-            Session.hostname: hole("hostname"),
-            Session.executor_type: hole("executor_type"),
-            Session.home_dir: hole("project_dir"),
-            Session.project_dir: fn.COALESCE(Session.project_dir, hole("project_dir")),
-            Session.last_resumed_at: hole("now"),
-        }
-    ).where(Session.session_id == hole("session_id"), Session.hostname.is_null())
-
-
-BIND_SESSION: Final = Statement(_bind_session)
-RESUME_SESSION: Final = Statement(
-    lambda: Session.update({Session.last_resumed_at: hole("now")}).where(
-        Session.session_id == hole("session_id")
-    )
-)
+BIND_SESSION: Final = Statement(lambda: _bind(Session.session_id == hole("session_id")))
+RESUME_SESSION: Final = Statement(lambda: _resume(Session.session_id == hole("session_id")))
 LOCK_SESSION: Final = Statement(
     lambda: locked(Session.select().where(Session.session_id == hole("session_id")))
 )
@@ -413,9 +527,7 @@ KEEP_SESSION: Final = Statement(
 
 def _sessions(lock: Any, **options: Any) -> Statement:
     def build() -> Any:
-        listed = Select(
-            (fn.unnest(SQL("%s::text[]", [Hole("session_ids")])).alias("listed"),), (SQL("listed"),)
-        )
+        listed = Select((fn.unnest(_texts("session_ids")).alias("listed"),), (SQL("listed"),))
         # In one order, so that two who lock several do not wait for each other.
         return (
             Session.select(Session.session_id)
@@ -462,19 +574,18 @@ PENDING_OF_SESSION: Final = Statement(
 def _is_listed(column: Any) -> Any:
     """Whether a session is one of those in `session_ids`."""
     listed = fn.json_each(hole("session_ids")).alias("listed")
-    texts = fn.unnest(SQL("%s::text[]", [Hole("session_ids")])).alias("listed")
+    texts = fn.unnest(_texts("session_ids")).alias("listed")
     return Either(
         sqlite=column.in_(Select((listed,), (SQL("listed.value"),))),
         postgres=(column == _any_of(Select((texts,), (SQL("listed"),)))),
     )
 
 
-UNBOUND: Final = Statement(
-    lambda: Session.select(Session.session_id).where(
-        _is_listed(Session.session_id), Session.hostname.is_null()
-    )
+BIND_SESSIONS: Final = Statement(
+    lambda: _bind(_is_listed(Session.session_id)).returning(Session.session_id)
 )
-"""Which of the sessions listed in `session_ids` have no home yet."""
+"""Those listed in `session_ids` that have no home yet."""
+RESUME_SESSIONS: Final = Statement(lambda: _resume(_is_listed(Session.session_id)))
 
 
 def _pending_of_sessions() -> Any:

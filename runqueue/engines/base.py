@@ -112,6 +112,8 @@ class Engine(ABC):
     """Whether a thread borrows its connection from a pool for each verb, and gives it back."""
     locks_rows: ClassVar[bool]
     """Whether many transactions write at once, each locking the rows that it changes."""
+    writes_in_one: ClassVar[bool]
+    """Whether a statement may hold several writes, and take arrays."""
     begin: ClassVar[tuple[str, ...]]
     """How a transaction of ours begins, as arguments of Peewee's `atomic`."""
 
@@ -130,6 +132,10 @@ class Engine(ABC):
     @abstractmethod
     def translate(self, error: BaseException) -> RunqueueError | None:
         """Return one of our errors for one link of a chain of the driver's, None if it has none."""
+
+    def execute(self, sql: str, parameters: Sequence[Any]) -> Any:
+        """Execute a statement and return its cursor. Raises Peewee's errors or the driver's."""
+        return self.database.execute_sql(sql, parameters)
 
     @abstractmethod
     def as_list(self, texts: Sequence[str]) -> Any:

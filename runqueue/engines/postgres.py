@@ -40,6 +40,7 @@ class Postgres(base.Engine):
     name: ClassVar[str] = "postgres"
     is_shared: ClassVar[bool] = True
     locks_rows: ClassVar[bool] = True
+    writes_in_one: ClassVar[bool] = True
     begin: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, database: peewee.PostgresqlDatabase, address: postgres_urls.Address) -> None:

@@ -15,23 +15,29 @@ from tests.helpers import MovableClock
 
 @pytest.fixture
 def lose_answer(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Have the next commit of a transaction succeed, and its answer get lost."""
-    real = queue.database.commit
+    """Have the next change be committed, and its answer get lost."""
+    database = queue.database
     is_due = False
 
-    def commit(*args: Any, **options: Any) -> Any:
-        nonlocal is_due
-        answer = real(*args, **options)
-        if is_due:
-            is_due = False
-            raise StorageLost("the answer was lost")
-        return answer
+    def losing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal is_due
+            answer = real(*args, **options)
+            # Where a statement can hold several writes there need be no transaction.
+            is_change = real.__name__ == "commit" or "event" in args[0]
+            if is_due and is_change and not database.in_transaction():
+                is_due = False
+                raise StorageLost("the answer was lost")
+            return answer
+
+        return call
 
     def arm() -> None:
         nonlocal is_due
         is_due = True
 
-    monkeypatch.setattr(queue.database, "commit", commit)
+    for name in ("commit", "execute_sql"):
+        monkeypatch.setattr(database, name, losing(getattr(database, name)))
     return arm
 
 

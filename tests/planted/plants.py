@@ -44,8 +44,8 @@ PLANTS: tuple[Plant, ...] = (
         "a catch-all around the database: what was refused looks done",
         (
             "database.py",
-            "            raise ours from (None if",
-            "            return\n            raise ours from (None if",
+            "        raise ours from (None if",
+            "        return\n        raise ours from (None if",
         ),
         by=("cli/test_exit_codes.py::test_a_busy_database_is_75",),
     ),
@@ -138,10 +138,10 @@ PLANTS: tuple[Plant, ...] = (
         "a move and what is recorded of it are two transactions",
         (
             "moves.py",
-            "            record(store, name, fence.run_id, now=now, actor=Actor.RUNNER",
-            "            store.database.commit()\n"
-            "            store.database.begin()\n"
-            "            record(store, name, fence.run_id, now=now, actor=Actor.RUNNER",
+            "        record_many(store, name, run_ids, now=now, actor=Actor.RUNNER",
+            "        store.database.commit()\n"
+            "        store.database.begin()\n"
+            "        record_many(store, name, run_ids, now=now, actor=Actor.RUNNER",
         ),
         by=("planted/test_unnoticed.py::test_a_report_that_cannot_be_recorded_is_not_made",),
     ),
@@ -164,9 +164,9 @@ PLANTS: tuple[Plant, ...] = (
         "IN instead of = ANY(ARRAY(..)): one claim takes all that wait",
         (
             "statements.py",
-            'return _move("claim", Run.run_id == pick,',
+            "is_picked = (Run.run_id == pick) & _is_online()",
             "pick = Either(Run.run_id == _first_ready(), Run.run_id.in_(_first_unlocked(depth)))\n"
-            '    return _move("claim", pick,',
+            "    is_picked = pick & _is_online()",
         ),
         by=(
             "planted/test_unnoticed.py"
@@ -397,8 +397,8 @@ PLANTS: tuple[Plant, ...] = (
         "whoever is woken looks before there is something to see",
         (
             "database.py",
-            "self.database.after_commit(partial(self.engine.ring, wakes))",
-            "self.engine.ring(wakes)",
+            "store.database.after_commit(partial(store.engine.ring, self._wakes))",
+            "store.engine.ring(self._wakes)",
         ),
         by=(
             "contract/test_postgres_wake.py::test_a_change_is_told_when_it_is_committed_and_not_before[postgres]",

@@ -12,9 +12,8 @@ import psycopg
 import pytest
 
 import runqueue
-from runqueue import Claim, InvalidRun, Queue, Runner, Status, moves, statements
+from runqueue import Claim, InvalidRun, Queue, Runner, RunqueueError, Status, statements
 from runqueue.database import Hole
-from runqueue.errors import StorageLost
 from tests.helpers import (
     LONG,
     OWNERS_VERBS,
@@ -56,17 +55,28 @@ def claim_of(queue: Queue, runner: Runner, verb: str) -> Claim:
     return claim
 
 
+REFUSE = (
+    "CREATE TRIGGER no_events BEFORE INSERT ON run_events "
+    "BEGIN SELECT RAISE(ABORT, 'nothing is recorded'); END"
+)
+REFUSE_ON_POSTGRES = (
+    "CREATE OR REPLACE FUNCTION no_events() RETURNS trigger LANGUAGE plpgsql AS "
+    "'BEGIN RAISE ''nothing is recorded''; END'; "
+    "CREATE TRIGGER no_events BEFORE INSERT ON run_events "
+    "FOR EACH ROW EXECUTE FUNCTION no_events()"
+)
+
+
 @contextmanager
-def nothing_is_recorded() -> Iterator[None]:
-    """The database fails when it is to record an event."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise StorageLost("the disk failed")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moves, "record", fail)
-        with pytest.raises(StorageLost):
+def nothing_is_recorded(queue: Queue) -> Iterator[None]:
+    """The database refuses every event."""
+    is_postgres = queue.store.engine.locks_rows
+    execute_sql(queue, REFUSE_ON_POSTGRES if is_postgres else REFUSE)
+    try:
+        with pytest.raises(RunqueueError, match="nothing is recorded"):
             yield
+    finally:
+        execute_sql(queue, "DROP TRIGGER no_events" + " ON run_events" * is_postgres)
 
 
 @pytest.mark.parametrize("verb", OWNERS_VERBS)
@@ -76,7 +86,7 @@ def test_a_report_that_cannot_be_recorded_is_not_made(
     """The row and its history are one transaction."""
     claim = claim_of(queue, runner, verb)
     before, events = row_of(queue, claim.run), events_of(queue, claim.run)
-    with nothing_is_recorded():
+    with nothing_is_recorded(queue):
         OWNERS_VERBS[verb](claim)
     assert row_of(queue, claim.run) == before
     assert events_of(queue, claim.run) == events
@@ -97,7 +107,7 @@ def test_a_move_that_cannot_be_recorded_is_not_made(
         "cancel": lambda: queue.cancel(run.run_id),
         "expire": queue.sweep,
     }
-    with nothing_is_recorded():
+    with nothing_is_recorded(queue):
         calls[verb]()
     assert row_of(queue, run) == before
     assert events_of(queue, run) == events
@@ -105,7 +115,7 @@ def test_a_move_that_cannot_be_recorded_is_not_made(
 
 def test_a_run_that_cannot_be_recorded_is_not_enqueued(queue: Queue) -> None:
     """Nor is its session there."""
-    with nothing_is_recorded():
+    with nothing_is_recorded(queue):
         queue.enqueue("x")
     assert count(queue, "runs") == count(queue, "sessions") == 0
 

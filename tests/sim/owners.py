@@ -63,7 +63,7 @@ def work(process: Process, claim: Claim) -> Steps:
     end = world.moment + rng.choice((0.1, 3.0, 10.0, 60.0))
     is_stubborn = rng.random() < 0.2
     while world.moment < end and not world.is_calm:
-        if claim._to_end.is_set() and not is_stubborn:
+        if claim._to_end and not is_stubborn:
             return
         yield rng.uniform(0.2, 3.0)
 
@@ -78,7 +78,7 @@ def _reports(process: Process, claim: Claim) -> Steps:
         return
     began(process.world, claim)
     yield from work(process, claim)
-    if claim._to_end.is_set():
+    if claim._to_end:
         try:
             claim.insist(claim.confirm_stop)
         except IllegalMove:
