@@ -253,8 +253,8 @@ def normal_times(columns: tuple[str, ...], zone: str) -> str:
     return f"BEGIN {steps} RETURN NEW; END"
 
 
-# Whether the role sees a run, and in this status. A function and not a query of its policy, for that
-# would see the rows as they were before the statement that makes the move and records it.
+# Whether the role sees a run, and in this status. A function and not a query of its policy, for
+# that would see the rows as they were before the statement that makes the move and records it.
 IS_SO = """CREATE FUNCTION runqueue_is_so(run text, entered text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE SET search_path = {schema}, pg_temp AS $$
     BEGIN
