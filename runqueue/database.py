@@ -310,7 +310,9 @@ class Transaction:
         if store.engine.is_shared:
             self._ready = store.ready()
             self._ready.__enter__()
-        atomic = database.atomic(*store.engine.begin)
+        is_outermost = not database.in_transaction()
+        begin = database.transaction if is_outermost else database.atomic
+        atomic = begin(*store.engine.begin)
         try:
             atomic.__enter__()
         except BaseException as error:

@@ -15,7 +15,8 @@ class Watch:
     def __init__(self, store: Store, kinds: Collection[Wake] = ALL) -> None:
         self._engine = store.engine
         self._kinds = kinds
-        self._engine.watch(self)
+        # An agent runs for minutes; that a stop is seen at once is not worth what it costs writers.
+        self._engine.watch(self, is_in_haste=set(kinds) != {Wake.STOP})
         self._seen = self._engine.bell.count(kinds)
 
     def __enter__(self) -> Watch:

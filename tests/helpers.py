@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 import runqueue
 from runqueue import Claim, Queue, Run, Runner
 from runqueue.testing import MovableClock as MovableClock
@@ -160,3 +162,22 @@ def start(runner: Runner) -> Claim:
 def ids(runs: Sequence[Run | Claim]) -> list[str]:
     """Return the ids of runs, or of the runs that were claimed."""
     return [one.run.run_id if isinstance(one, Claim) else one.run_id for one in runs]
+
+
+def make_commits_by(
+    answer: Callable[[Callable[[], Any]], Any], queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Have `answer` called for every commit on a queue, with what makes it and returns its answer.
+
+    A statement that holds all of a verb is a commit by itself, where there is no transaction.
+    """
+    database = queue.database
+    commit, execute_sql = database.commit, database.execute_sql
+
+    def execute_or_commit(sql: str, *args: Any) -> Any:
+        if sql.startswith("WITH") and "INSERT" in sql and not database.in_transaction():
+            return answer(lambda: execute_sql(sql, *args))
+        return execute_sql(sql, *args)
+
+    monkeypatch.setattr(database, "commit", lambda: answer(commit))
+    monkeypatch.setattr(database, "execute_sql", execute_or_commit)

@@ -161,8 +161,11 @@ class Engine(ABC):
         self.bell.ring(kinds)
 
     @abstractmethod
-    def watch(self, watcher: object) -> None:
-        """Have the bell rung for what other processes commit, as long as `watcher` exists."""
+    def watch(self, watcher: object, *, is_in_haste: bool = True) -> None:
+        """Have the bell rung for what other processes commit, as long as `watcher` exists.
+
+        Within a few hundredths of a second for one that is not in haste.
+        """
 
     @abstractmethod
     def unwatch(self, watcher: object) -> None:

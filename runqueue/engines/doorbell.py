@@ -32,22 +32,30 @@ class Doorbell(ABC):
     def _forget(self) -> None:
         self._lock = threading.Condition()
         self._watchers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._in_haste: weakref.WeakSet[Any] = weakref.WeakSet()
         self._thread: threading.Thread | None = None
         self._connection: Any = None
         self._wake_up: int | None = None
         self._reader: int | None = None
         self._lingers = True
 
-    def listen_for(self, watcher: object) -> None:
-        """Ring the bell for what other processes tell, as long as `watcher` exists."""
+    def listen_for(self, watcher: object, *, is_in_haste: bool = True) -> None:
+        """Ring the bell for what other processes tell, as long as `watcher` exists.
+
+        Where being told at once costs every writer, one that is not in haste is told a little
+        later.
+        """
         with self._lock:
             self._watchers.add(watcher)
+            if is_in_haste:
+                self._in_haste.add(watcher)
             self._start_or_wake()
 
     def forget(self, watcher: object) -> None:
         """Nobody needs to hear anything for `watcher` any more."""
         with self._lock:
             self._watchers.discard(watcher)
+            self._in_haste.discard(watcher)
             self._start_or_wake()
 
     def close(self, timeout: float = 1.0) -> None:

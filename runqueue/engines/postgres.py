@@ -76,7 +76,7 @@ class Postgres(base.Engine):
         self.bell.ring(kinds)
         self._doorbell.send(kinds)
 
-    def watch(self, watcher: object) -> None:
+    def watch(self, watcher: object, *, is_in_haste: bool = True) -> None:  # noqa: ARG002
         self._doorbell.listen_for(watcher)
 
     def unwatch(self, watcher: object) -> None:

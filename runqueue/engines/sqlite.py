@@ -61,10 +61,10 @@ class Sqlite(base.Engine):
     def as_list(self, texts: Sequence[str]) -> Any:
         return json.dumps(texts)
 
-    def watch(self, watcher: object) -> None:
+    def watch(self, watcher: object, *, is_in_haste: bool = True) -> None:
         if self._doorbell.file is None:
             self._doorbell.file = file_of(self.database)
-        self._doorbell.listen_for(watcher)
+        self._doorbell.listen_for(watcher, is_in_haste=is_in_haste)
 
     def unwatch(self, watcher: object) -> None:
         self._doorbell.forget(watcher)

@@ -57,6 +57,7 @@ class Database(peewee.SqliteDatabase):
         self._turn = threading.Lock()
         self._writers: set[int] = set()
         self._writes = threading.Condition()
+        self._is_to_fork = False
 
     def begin(self, lock_type: str | None = None) -> None:
         # One thread of a process tries at a time: a hundred that try together keep the one
@@ -64,9 +65,8 @@ class Database(peewee.SqliteDatabase):
         if not self._turn.acquire(timeout=self.busy_timeout):
             raise peewee.OperationalError("database is locked")
         try:
-            with self._writes:
-                self._writers.add(threading.get_ident())
-            self._patiently(lambda: super(Database, self).begin(lock_type))
+            self._writers.add(threading.get_ident())
+            self._patiently(super().begin, lock_type)
         except BaseException:
             self._ends_writing()
             raise
@@ -85,9 +85,10 @@ class Database(peewee.SqliteDatabase):
             self._ends_writing()
 
     def _ends_writing(self) -> None:
-        with self._writes:
-            self._writers.discard(threading.get_ident())
-            self._writes.notify_all()
+        self._writers.discard(threading.get_ident())
+        if self._is_to_fork:
+            with self._writes:
+                self._writes.notify_all()
 
     def hold_for_fork(self) -> None:
         """Let nobody write while the process is forked, as soon as other threads have ended it.
@@ -95,25 +96,29 @@ class Database(peewee.SqliteDatabase):
         SQLite knows by process who holds the file's lock, and the child inherits that: of a
         writer who is not there it would wait for ever.
         """
-        self._writes.acquire()
+        self._is_to_fork = True  # before looking who writes: who ends after that will tell
+        self._has_turn = self._turn.acquire(timeout=self.busy_timeout)
         others = {threading.get_ident()}
-        self._writes.wait_for(lambda: not self._writers - others, self.busy_timeout)
+        with self._writes:
+            self._writes.wait_for(lambda: not self._writers - others, self.busy_timeout)
 
     def go_on_after_fork(self) -> None:
         """In the parent: writing goes on."""
-        self._writes.release()
+        self._is_to_fork = False
+        if self._has_turn:
+            self._turn.release()
 
     def execute_sql(self, sql: str, params: Sequence[Any] | None = None) -> Any:
         if self.in_transaction():
             return super().execute_sql(sql, params)
-        return self._patiently(lambda: super(Database, self).execute_sql(sql, params))
+        return self._patiently(super().execute_sql, sql, params)
 
-    def _patiently(self, call: Callable[[], T]) -> T:
+    def _patiently(self, call: Callable[..., T], *args: Any) -> T:
         began = time.monotonic()
         tries = 0
         while True:
             try:
-                return call()
+                return call(*args)
             except (peewee.OperationalError, sqlite3.OperationalError) as error:
                 if not _is_busy(error) or time.monotonic() - began >= self.busy_timeout:
                     raise

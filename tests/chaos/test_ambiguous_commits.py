@@ -14,7 +14,7 @@ from runqueue import Claim, IllegalMove, Queue, Runner, StaleClaim, StorageError
 from runqueue.ids import new_run_id
 from runqueue.states import ACTIVE
 from tests.chaos import histories
-from tests.helpers import execute_sql, take
+from tests.helpers import execute_sql, make_commits_by, take
 
 pytestmark = pytest.mark.chaos
 
@@ -34,11 +34,10 @@ class Line:
 
     def __init__(self, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
         self._database = queue.database
-        self._commit = queue.database.commit
         self._thread = threading.current_thread()
         self._due: tuple[int, str] | None = None
         self.breaks = 0
-        monkeypatch.setattr(queue.database, "commit", self._commit_or_break)
+        make_commits_by(self._commit_or_break, queue, monkeypatch)
 
     @property
     def is_sound(self) -> bool:
@@ -53,19 +52,17 @@ class Line:
         """Break no more."""
         self._due = None
 
-    def _commit_or_break(self) -> None:
+    def _commit_or_break(self, commit: Callable[[], Any]) -> Any:
         if self._due is None or threading.current_thread() is not self._thread:
-            self._commit()
-            return
+            return commit()
         after, variant = self._due
         if after > 0:
             self._due = after - 1, variant
-            self._commit()
-            return
+            return commit()
         self._due = None
         self.breaks += 1
         if variant == "made":
-            self._commit()
+            commit()
         if isinstance(self._database.connection(), sqlite3.Connection):
             raise sqlite3.OperationalError("disk I/O error")
         import psycopg

@@ -10,34 +10,27 @@ import pytest
 
 from runqueue import Claim, InvalidRun, Queue, Runner, Status, StorageError
 from runqueue.errors import StorageLost
-from tests.helpers import MovableClock
+from tests.helpers import MovableClock, make_commits_by
 
 
 @pytest.fixture
 def lose_answer(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Have the next change be committed, and its answer get lost."""
-    database = queue.database
+    """Have the next commit succeed, and its answer get lost."""
     is_due = False
 
-    def losing(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            nonlocal is_due
-            answer = real(*args, **options)
-            # Where a statement can hold several writes there need be no transaction.
-            is_change = real.__name__ == "commit" or "event" in args[0]
-            if is_due and is_change and not database.in_transaction():
-                is_due = False
-                raise StorageLost("the answer was lost")
-            return answer
-
-        return call
+    def answer(commit: Callable[[], Any]) -> Any:
+        nonlocal is_due
+        answered = commit()
+        if is_due:
+            is_due = False
+            raise StorageLost("the answer was lost")
+        return answered
 
     def arm() -> None:
         nonlocal is_due
         is_due = True
 
-    for name in ("commit", "execute_sql"):
-        monkeypatch.setattr(database, name, losing(getattr(database, name)))
+    make_commits_by(answer, queue, monkeypatch)
     return arm
 
 

@@ -107,13 +107,37 @@ def test_a_commit_that_the_kernel_did_not_tell_of_is_seen_by_the_net(
     queue: Queue, program: OtherProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a file system that another machine or container writes to."""
-    real = sqlite_doorbell._watched
-    monkeypatch.setattr(sqlite_doorbell, "_watched", lambda path: real(__file__))
+    real = sqlite_doorbell._Log
+    monkeypatch.setattr(sqlite_doorbell, "_Log", lambda path: real(__file__))
     monkeypatch.setattr(sqlite_doorbell, "NET", 0.05)
     queue.enqueue("x")
     with listening(queue) as watch:
         insert(program, "run_00000000000a")
         assert watch.wait(LONG)
+
+
+def test_nobody_in_haste_is_told_soon_and_not_by_the_kernel(
+    queue: Queue, program: OtherProgram, monkeypatch: pytest.MonkeyPatch, no_net: None
+) -> None:
+    """A runner at work waits for stops alone: that it is told costs every writer something."""
+    asked = []
+    real = sqlite_doorbell._Log.listen
+
+    def listen(log: object, is_wanted: bool) -> bool:
+        asked.append(is_wanted)
+        return real(log, is_wanted)
+
+    monkeypatch.setattr(sqlite_doorbell._Log, "listen", listen)
+    queue.enqueue("x")
+    with listening(queue, (Wake.STOP,)) as calm:
+        insert(program, "run_00000000000a")
+        assert calm.wait(LONG)
+        assert set(asked) == {False}
+        with Watch(queue.store) as hasty:
+            wait_until(lambda: asked[-1])
+            insert(program, "run_00000000000b")
+            assert hasty.wait(LONG)
+        wait_until(lambda: not asked[-1])
 
 
 def test_only_what_was_committed_wakes(queue: Queue, program: OtherProgram, no_net: None) -> None:
