@@ -819,6 +819,15 @@ def _delete_empty_session() -> Any:
 
 
 DELETE_EMPTY_SESSION: Final = Statement(_delete_empty_session)
+
+
+def _delete_empty_sessions() -> Any:
+    runs = Run.select(SQL("1")).where(Run.session == Session.session_id)
+    return Session.delete().where(_is_listed(Session.session_id), ~_exists(runs))
+
+
+DELETE_EMPTY_SESSIONS: Final = Statement(_delete_empty_sessions)
+"""Likewise, of those listed in `session_ids`."""
 DELETE_SESSION: Final = Statement(
     lambda: Session.delete().where(Session.session_id == hole("session_id"))
 )

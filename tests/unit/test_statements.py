@@ -79,6 +79,7 @@ PLANS = {
     "UNBOUND": SESSION,
     "PENDING_OF_SESSIONS": "SCAN listed VIRTUAL TABLE INDEX 1:",
     "DELETE_EMPTY_SESSION": SESSION,
+    "DELETE_EMPTY_SESSIONS": SESSION,
     "DELETE_SESSION": SESSION,
     "ACTIVE_OF_SESSION": "idx_runs_one_active (session_id=?)",
     "FIRST_OF_SESSION": "idx_runs_session_pending (session_id=?)",
