@@ -306,15 +306,11 @@ def _first_ready() -> Any:
     )
 
 
-SPARE: Final = 4
-"""Times the depth of a claim: so many runs it tries to lock, the first of all texts."""
-
-
-def _first_unlocked(depth: int) -> Any:
+def _first_unlocked(depth: SQL, most: SQL) -> Any:
     """Up to `limit` of the first ready runs that nobody else is changing, locked.
 
     The first `depth` runs of each text are looked at, for others may hold the first ones. The
-    first of all of these are locked in a query outside, which looks again whether what it locked
+    first of all of these, up to `most`, are locked in a query outside, which looks again whether what it locked
     is ready: to find and to lock a run of each text would cost more than all the rest.
     """
     text = fn.unnest(SQL("%s::text[]", [Hole("texts")])).alias("text")
@@ -323,14 +319,14 @@ def _first_unlocked(depth: int) -> Any:
         one.select(one.run_id, one.priority, one.created_at)
         .where(_is_ready(one), demand_text(one) == SQL("text"))
         .order_by(one.priority.desc(), one.created_at, one.run_id)
-        .limit(SQL(f"{depth}"))
+        .limit(depth)
         .alias("first")
     )
     candidates = (
         Select((text,), (first.c.run_id, first.c.priority, first.c.created_at))
         .join(first, JOIN.LATERAL, on=SQL("true"))
         .order_by(first.c.priority.desc(), first.c.created_at, first.c.run_id)
-        .limit(SQL(f"{SPARE * depth}"))
+        .limit(most)
         .alias("candidate")
     )
     # In this order, for it is the one in which they are joined: the candidates first.
@@ -346,9 +342,9 @@ def _first_unlocked(depth: int) -> Any:
     )
 
 
-def _claim(depth: int) -> Any:
+def _claim(depth: SQL, most: SQL) -> Any:
     """Take a ready run whose demand text is listed in `texts`; where rows are locked, `limit`."""
-    pick = Either(sqlite=_first_ready(), postgres=_any_of(_first_unlocked(depth)))
+    pick = Either(sqlite=_first_ready(), postgres=_any_of(_first_unlocked(depth, most)))
     # A run that somebody set back to pending by hand begins anew.
     afresh = {"error": None, "result": None, "started_at": None, "completed_at": None}
     columns = [getattr(Run, name) for name in CLAIM_COLUMNS]
@@ -358,11 +354,11 @@ def _claim(depth: int) -> Any:
 CLAIM_COLUMNS: Final = tuple(
     field.name for field in Run._meta.sorted_fields if field.name != "result"
 )
-# The depth is a literal, for a plan that is made for any depth reads the whole table.
+# Literals, for a plan that is made for any depth reads the whole table.
 CLAIMS: Final = {
-    4: Statement(lambda: _claim(4)),
-    64: Statement(lambda: _claim(64)),
-    1024: Statement(lambda: _claim(1024)),
+    4: Statement(lambda: _claim(SQL("4"), SQL("16"))),
+    64: Statement(lambda: _claim(SQL("64"), SQL("256"))),
+    1024: Statement(lambda: _claim(SQL("1024"), SQL("4096"))),
 }
 """The claim, by how many runs of each text it looks at."""
 
