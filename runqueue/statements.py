@@ -310,8 +310,8 @@ def _first_unlocked(depth: SQL, most: SQL) -> Any:
     """Up to `limit` of the first ready runs that nobody else is changing, locked.
 
     The first `depth` runs of each text are looked at, for others may hold the first ones. The
-    first of all of these, up to `most`, are locked in a query outside, which looks again whether what it locked
-    is ready: to find and to lock a run of each text would cost more than all the rest.
+    first of all of these, up to `most`, are locked in a query outside, which looks again whether
+    what it locked is ready: to find and to lock some of each text would cost more than the rest.
     """
     text = fn.unnest(SQL("%s::text[]", [Hole("texts")])).alias("text")
     one, run = Run.alias("one"), Run.alias("run")
