@@ -7,6 +7,7 @@ whether it serves it, and claims by the texts that it serves.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
@@ -28,6 +29,12 @@ log = logging.getLogger("runqueue.runner")
 
 TRIES: Final = 5
 """How often a claim is tried when its session is taken by hand meanwhile."""
+CROWD: Final = (0.001, 0.004)
+"""Shortest and longest random pause, in seconds, of a runner that was too late for a run.
+
+Of many that wait, one commit wakes all. Those that come too late the next time find that there is
+nothing any more by reading; at once, they would keep the first one from starting its run.
+"""
 LOOK_AROUND: Final = 1.0
 """Seconds after which also a busy runner looks for demand texts that it has not seen."""
 
@@ -47,10 +54,17 @@ class Matcher:
         self._decided: dict[str, bool] = {}
         self._served: Any = None
         self._looked_at: float | None = None
+        self._crowd = 0.0
         self.is_idle = True
         """Whether the last claim found nothing."""
         self.sees_work = False
         """Whether the last look found a text that it serves."""
+
+    def look_in_turn(self, store: Store, moment: float) -> bool:
+        """Look, but not at the same instant as others that were too late, too."""
+        if self._crowd:
+            time.sleep(random.uniform(0.0, self._crowd))
+        return self.look(store, moment)
 
     def look(self, store: Store, moment: float) -> bool:
         """Decide on the texts that wait now; return whether there is one to serve.
@@ -84,6 +98,10 @@ class Matcher:
             # once, others may be about to take all that were looked at.
             if rows or not self.look(store, moment):
                 break
+        if rows:
+            self._crowd = 0.0
+        elif self.is_idle:  # and had seen one: somebody was faster
+            self._crowd = min(max(CROWD[0], 2 * self._crowd), CROWD[1])
         self.is_idle = not rows
         runs = [Run.from_row(row, statements.CLAIM_COLUMNS) for row in rows]
         if len(runs) > 1:
@@ -114,7 +132,7 @@ def claim_many(
     has begun, which may have had to wait.
     """
     # Looking takes no write lock, so that idle runners do not stand in anybody's way.
-    if matcher.is_idle and not matcher.look(store, moment):
+    if matcher.is_idle and not matcher.look_in_turn(store, moment):
         return []
     for _ in range(TRIES):
         try:

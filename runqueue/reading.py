@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from peewee import SQL, fn
-
-from runqueue import statements
+from runqueue import listing, statements
 from runqueue.database import Store
 from runqueue.errors import InvalidRun, RunNotFound
 from runqueue.models import COLUMNS, Event, Run, Runner, Session, seconds_between
@@ -17,6 +15,10 @@ SUMMARY = tuple(
     name for name in COLUMNS[Run] if name not in ("prompt", "result", "error", "waiting")
 )
 """What a list shows: reading a prompt of 200 kB costs more than all the rest."""
+
+
+MANY: Final = 2**62
+"""More rows than there are, and no more than an integer of SQLite's can be."""
 
 
 class Current(NamedTuple):
@@ -50,22 +52,16 @@ def find(
     Raises InvalidRun for a status that does not exist.
     """
     names = tuple(columns or COLUMNS[Run])
-    query = Run.select(*(getattr(Run, name) for name in names))
-    if status is not None:
-        query = query.where(Run.status.in_(_statuses(status)))
-    for column, value in (
-        (Run.session, session_id),
-        (Run.runner_id, runner_id),
-        (Run.agent_name, agent_name),
-    ):
-        if value is not None:
-            query = query.where(column == value)
-    query = query.order_by(Run.created_at.desc(), Run.run_id.desc())
-    if limit is not None:
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
-            raise InvalidRun("the limit must be a whole number that is not negative")
-        query = query.limit(min(limit, 2**62))  # an integer of SQLite's ends at 2**63
-    return [Run.from_row(row, names) for row in store.query(query)]
+    statuses = tuple(Status) if status is None else _statuses(status)
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+        raise InvalidRun("the limit must be a whole number that is not negative")
+    if limit == 0 or not statuses:
+        return []
+    given = {"session_id": session_id, "runner_id": runner_id, "agent_name": agent_name}
+    filters = listing.Filters(statuses, **{name: v is not None for name, v in given.items()})
+    statement = listing.runs(filters, names, limit is not None)
+    rows = store.run(statement, limit=min(limit or 0, MANY), **given)
+    return [Run.from_row(row, names) for row in rows]
 
 
 def ids_beginning(store: Store, prefix: str, limit: int = 2) -> list[str]:
@@ -90,7 +86,7 @@ def problems(store: Store) -> list[str]:
     return found
 
 
-def _statuses(status: str | Status | Iterable[str]) -> list[str]:
+def _statuses(status: str | Status | Iterable[str]) -> tuple[Status, ...]:
     given = [status] if isinstance(status, str) else list(status)
     known = {known.value for known in Status}
     for one in given:
@@ -98,7 +94,8 @@ def _statuses(status: str | Status | Iterable[str]) -> list[str]:
             raise InvalidRun(
                 f"unknown status {str(one)[:40]!r}; use {', '.join(s.value for s in Status)}"
             )
-    return [Status(one).value for one in given]
+    wanted = {Status(one) for one in given}
+    return tuple(one for one in Status if one in wanted)
 
 
 def timeline(store: Store, run: Run) -> list[Event]:
@@ -123,9 +120,13 @@ def _unrecorded(run: Run, status: Status, at: str | None) -> Event:
 
 def session_status(store: Store, session_id: str) -> str:
     """Return the active run's status, else pending, else how the latest run ended."""
+    return _status_by(store.run(statements.STATUSES_OF_SESSION, session_id=session_id))
+
+
+def _status_by(rows: list[tuple[Any, ...]]) -> str:
     found = {
         Status(status): latest
-        for status, _, latest in store.run(statements.STATUSES_OF_SESSION, session_id=session_id)
+        for status, _, latest in rows
         if status in {known.value for known in Status}
     }
     for status in found:
@@ -146,24 +147,17 @@ class SessionSummary(NamedTuple):
 
 def sessions(store: Store, limit: int | None = None) -> list[SessionSummary]:
     """Return sessions, the newest first."""
-    query = Session.select(*_session_fields()).order_by(
-        Session.created_at.desc(), Session.session_id.desc()
-    )
-    rows = store.query(query if limit is None else query.limit(limit))
+    if limit == 0:
+        return []
+    rows = store.run(listing.sessions(limit is not None), limit=min(limit or 0, MANY))
     found = [Session.from_row(row) for row in rows]
     return [summary_of(store, session) for session in found]
 
 
 def summary_of(store: Store, session: Session) -> SessionSummary:
     """Return a session with what its runs say about it."""
-    counts = store.run(statements.STATUSES_OF_SESSION, session_id=session.session_id)
-    return SessionSummary(
-        session, session_status(store, session.session_id), sum(row[1] for row in counts)
-    )
-
-
-def _session_fields() -> list[Any]:
-    return [getattr(Session, name) for name in COLUMNS[Session]]
+    rows = store.run(statements.STATUSES_OF_SESSION, session_id=session.session_id)
+    return SessionSummary(session, _status_by(rows), sum(row[1] for row in rows))
 
 
 class RunnerSummary(NamedTuple):
@@ -176,38 +170,41 @@ class RunnerSummary(NamedTuple):
 
 def runners(store: Store, *, now: str, runner_id: str | None = None) -> list[RunnerSummary]:
     """Return all registered runners, or the one of this id, dead ones too."""
-    active = Run.select(fn.COUNT(SQL("*"))).where(
-        Run.runner_id == Runner.runner_id, Run.status.in_([s.value for s in ACTIVE])
-    )
-    fields = [getattr(Runner, name) for name in COLUMNS[Runner]]
-    query = Runner.select(*fields, active).order_by(Runner.runner_id)
-    if runner_id is not None:
-        query = query.where(Runner.runner_id == runner_id)
-    found = []
-    for *row, count in store.query(query):
-        runner = Runner.from_row(row)
-        found.append(RunnerSummary(runner, runner.lease_until > now, count))
-    return found
+    rows = store.run(listing.runners(runner_id is not None), runner_id=runner_id)
+    found = [(Runner.from_row(row), count) for *row, count in rows]
+    return [RunnerSummary(runner, runner.lease_until > now, count) for runner, count in found]
 
 
 class Overview(NamedTuple):
     """The queue at a glance."""
 
     runs: dict[str, int]
+    at_least: list[str]
+    """The statuses of which there are more runs than were counted."""
     oldest_pending_seconds: float | None
     runners: int
     dead_runners: int
     daemons: int
 
 
-def overview(store: Store, *, now: str) -> Overview:
-    """Return counts by status (all seven), the age of the oldest pending run, who is alive."""
-    counts = dict(store.run(statements.COUNTS))
+def overview(store: Store, *, now: str, exact: bool = False) -> Overview:
+    """Return counts by status (all seven), the age of the oldest pending run, who is alive.
+
+    Unless it is to be exact, of each terminal status only the first `listing.COUNTED` runs are
+    counted: what has ended may be any number, and to count it takes its time.
+    """
+    most = MANY if exact else listing.COUNTED
+    found = dict(store.run(listing.COUNTS, most=most + 1))
+    at_least = [status for status in map(str, TERMINAL) if found[status] > most]
     oldest = store.run(statements.OLDEST_PENDING)[0][0]
     registered = runners(store, now=now)
     alive = sum(one.is_alive for one in registered)
     return Overview(
-        {status.value: counts.get(status.value, 0) for status in Status},
+        {
+            status.value: most if status.value in at_least else found[status.value]
+            for status in Status
+        },
+        sorted(at_least),
         None if oldest is None else max(0.0, seconds_between(oldest, now)),
         alive,
         len(registered) - alive,

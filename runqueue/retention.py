@@ -71,15 +71,16 @@ def _prune_batch(store: Store, ended_before: str, created_before: str) -> int:
             created_before=created_before,
             limit=BATCH,
         )
-        session_ids = {row[0] for row in rows}
+        session_ids = sorted({row[0] for row in rows})
         if store.engine.locks_rows:
             # Whether a session is empty is asked once nobody can add to it any more: the run
             # that somebody is adding would be deleted with it.
-            listed = store.engine.as_list(sorted(session_ids))
+            listed = store.engine.as_list(session_ids)
             idle = store.lock(statements.LOCK_SESSIONS_TO_DELETE, session_ids=listed)
-            session_ids &= {row[0] for row in idle}
-        for session_id in session_ids:
-            store.change(statements.DELETE_EMPTY_SESSION, session_id=session_id)
+            session_ids = [row[0] for row in idle]
+        if session_ids:
+            listed = store.engine.as_list(session_ids)
+            store.change(statements.DELETE_EMPTY_SESSIONS, session_ids=listed)
         return len(rows)
 
 

@@ -64,7 +64,7 @@ def _is_active(run: Any, form: SQL = _OF_ALL) -> Any:
     return _for_index(_is_one_of(run, ACTIVE), form)
 
 
-def _hidden(column: Any) -> Any:
+def hidden(column: Any) -> Any:
     """The column, in a form that no index has: for a row that is to be found by its key."""
     return NodeList((column, SQL("|| ''")), parens=True)
 
@@ -72,7 +72,7 @@ def _hidden(column: Any) -> Any:
 def _is_still(run: Any, statuses: Iterable[Status]) -> Any:
     """Likewise, for a run that is found by its key: no index fits."""
     spelled = _spelled(statuses)
-    return Either(sqlite=run.status.in_(spelled), postgres=_hidden(run.status).in_(spelled))
+    return Either(sqlite=run.status.in_(spelled), postgres=hidden(run.status).in_(spelled))
 
 
 def demand_text(run: Any) -> Any:
@@ -120,11 +120,19 @@ def _any_of(query: Any) -> Any:
     return fn.ANY(fn.ARRAY(query))
 
 
+def _only(value: Any) -> Any:
+    """The operand of `=` that is this value, for a join by a key.
+
+    A planner that believes a table to be empty takes reading all of its key for as cheap as
+    looking one up, as long as the two sides could also be merged; these cannot.
+    """
+    return NodeList((SQL("ANY (ARRAY["), value, SQL("])")))
+
+
 def _with_session(query: Any, run: Any) -> Any:
     """The query with the session of each run beside it, and that session, to be locked."""
     session = Session.alias("session")
-    # From the run to its session: a planner that believes sessions to be few would begin there.
-    return query.join(session, on=(session.session_id == _hidden(run.session))), session
+    return query.join(session, on=(session.session_id == _only(run.session))), session
 
 
 def _exists(query: Any) -> Any:
@@ -275,7 +283,7 @@ def _fence() -> Any:
     runner_id = hole("runner_id")
     # A plan that was made for an empty table and kept would read all runs of the runner.
     is_its_own = Either(
-        sqlite=(Run.runner_id == runner_id), postgres=(_hidden(Run.runner_id) == runner_id)
+        sqlite=(Run.runner_id == runner_id), postgres=(hidden(Run.runner_id) == runner_id)
     )
     return is_its_own & (Run.claimed_at == hole("claimed_at"))
 
@@ -353,7 +361,7 @@ def _by_owner_of_many(name: str, *sets: str) -> Statement:
         is_its_own = (
             (Run.run_id == listed.c.run_id)
             & (Run.claimed_at == listed.c.claimed_at)
-            & (_hidden(Run.runner_id) == hole("runner_id"))
+            & (hidden(Run.runner_id) == hole("runner_id"))
         )
         given = {column: getattr(listed.c, column) for column in sets}
         moved = _move(name, is_its_own, **given).from_(listed).returning(Run.run_id).cte("moved")
@@ -419,11 +427,12 @@ def _first_ready() -> Any:
     )
 
 
-def _first_unlocked(depth: SQL) -> Any:
+def _first_unlocked(depth: SQL, most: SQL) -> Any:
     """Up to `limit` of the first ready runs that nobody else is changing, locked.
 
-    The first `depth` runs of each text are looked at, for others may hold the first ones. Their
-    rows are locked in a query outside, which looks again whether what it locked is ready.
+    The first `depth` runs of each text are looked at, for others may hold the first ones. The
+    first of all of these, up to `most`, are locked in a query outside, which looks again whether
+    what it locked is ready: to find and to lock some of each text would cost more than the rest.
     """
     text = fn.unnest(_texts("texts")).alias("text")
     one, run = Run.alias("one"), Run.alias("run")
@@ -437,10 +446,14 @@ def _first_unlocked(depth: SQL) -> Any:
     candidates = (
         Select((text,), (first.c.run_id, first.c.priority, first.c.created_at))
         .join(first, JOIN.LATERAL, on=SQL("true"))
+        .order_by(first.c.priority.desc(), first.c.created_at, first.c.run_id)
+        .limit(most)
         .alias("candidate")
     )
     # In this order, for it is the one in which they are joined: the candidates first.
-    query = Select((candidates,), (run.run_id,)).join(run, on=(run.run_id == candidates.c.run_id))
+    query = Select((candidates,), (run.run_id,)).join(
+        run, on=(run.run_id == _only(candidates.c.run_id))
+    )
     query, session = _with_session(query, run)
     return (
         query.where(_is_still_ready(run))
@@ -458,9 +471,9 @@ def _is_online() -> Any:
     return state == literal("online")
 
 
-def _claim(depth: SQL) -> Any:
+def _claim(depth: SQL, most: SQL) -> Any:
     """Take a ready run whose demand text is listed in `texts`; where rows are locked, `limit`."""
-    pick = Either(sqlite=_first_ready(), postgres=_any_of(_first_unlocked(depth)))
+    pick = Either(sqlite=_first_ready(), postgres=_any_of(_first_unlocked(depth, most)))
     # A run that somebody set back to pending by hand begins anew.
     afresh = {"error": None, "result": None, "started_at": None, "completed_at": None}
     columns = [getattr(Run, name) for name in CLAIM_COLUMNS]
@@ -472,11 +485,11 @@ def _claim(depth: SQL) -> Any:
 CLAIM_COLUMNS: Final = tuple(
     field.name for field in Run._meta.sorted_fields if field.name != "result"
 )
-# The depth is a literal, for a plan that is made for any depth reads the whole table.
+# Literals, for a plan that is made for any depth reads the whole table.
 CLAIMS: Final = {
-    4: Statement(lambda: _claim(SQL("4"))),
-    64: Statement(lambda: _claim(SQL("64"))),
-    1024: Statement(lambda: _claim(SQL("1024"))),
+    4: Statement(lambda: _claim(SQL("4"), SQL("16"))),
+    64: Statement(lambda: _claim(SQL("64"), SQL("256"))),
+    1024: Statement(lambda: _claim(SQL("1024"), SQL("4096"))),
 }
 """The claim, by how many runs of each text it looks at."""
 
@@ -555,7 +568,8 @@ LOCK_SESSIONS_OF_RUNNER: Final = Statement(
     lambda: (
         Session.select(Session.session_id)
         .where(
-            Session.session_id.in_(
+            Session.session_id
+            == _any_of(
                 Run.select(Run.session).where(Run.runner_id == hole("runner_id"), _is_active(Run))
             )
         )
@@ -789,9 +803,8 @@ class Rescue:
         known = {"error": hole("error")} if "error" in sets else sets
         self.due = Statement(lambda: self._those(Run, condition(Run)).limit(SQL("1")))
         self.move = Statement(lambda: _move(name, self._due(condition), *self._returned(), **sets))
-        self.of_runner = Statement(
-            lambda: _move(name, Run.runner_id == hole("runner_id"), *self._returned(), **known)
-        )
+        is_its = (Run.runner_id == hole("runner_id")) & _is_active(Run)
+        self.of_runner = Statement(lambda: _move(name, is_its, *self._returned(), **known))
 
     def _those(self, run: Any, condition: Any) -> Any:
         sources = MOVES[self.name].sources
@@ -866,7 +879,6 @@ LIVE_RUNNERS: Final = Statement(
 LIVE_DAEMONS: Final = Statement(
     lambda: Daemon.select().where(Daemon.alive_until > hole("now")).order_by(Daemon.daemon_id)
 )
-COUNTS: Final = Statement(lambda: Run.select(Run.status, fn.COUNT(SQL("*"))).group_by(Run.status))
 OLDEST_PENDING: Final = Statement(
     lambda: Run.select(fn.MIN(Run.created_at)).where(Run.status == literal(Status.PENDING))
 )
@@ -930,6 +942,15 @@ def _delete_empty_session() -> Any:
 
 
 DELETE_EMPTY_SESSION: Final = Statement(_delete_empty_session)
+
+
+def _delete_empty_sessions() -> Any:
+    runs = Run.select(SQL("1")).where(Run.session == Session.session_id)
+    return Session.delete().where(_is_listed(Session.session_id), ~_exists(runs))
+
+
+DELETE_EMPTY_SESSIONS: Final = Statement(_delete_empty_sessions)
+"""Likewise, of those listed in `session_ids`."""
 DELETE_SESSION: Final = Statement(
     lambda: Session.delete().where(Session.session_id == hole("session_id"))
 )

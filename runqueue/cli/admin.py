@@ -20,20 +20,25 @@ from runqueue.settings import KEEP
 
 
 @click.command()
+@click.option("--exact", is_flag=True, help="Count all that has ended, which may take a while.")
 @render.output_option
 @db_option
-def status(output: str) -> None:
-    """Show the queue at a glance."""
+def status(exact: bool, output: str) -> None:
+    """Show the queue at a glance.
+
+    Of what has ended, up to 100,000 runs of each status are counted; more is shown with a plus.
+    """
     from runqueue import reading
 
     queue = open_queue()
-    overview = reading.overview(queue.store, now=queue.now())
+    overview = reading.overview(queue.store, now=queue.now(), exact=exact)
     if output != "table":
         row = {"database": queue.store.url, **overview._asdict()}
         render.emit_one(row, output, key="database")
         return
     for name, count in overview.runs.items():
-        click.echo(f"{name:<10} {count:>8,}")
+        more = "+" if name in overview.at_least else ""
+        click.echo(f"{name:<10} {count:>8,}{more}")
     oldest = overview.oldest_pending_seconds
     click.echo("")
     if oldest is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -132,12 +131,13 @@ class Sqlite(base.Engine):
         return False
 
     def trim_log(self) -> None:
-        # SQLite has its log beside the file that a link leads to.
-        file = os.path.realpath(str(getattr(self.database, "path", self.database.database)))
+        # Not the name that it was opened by, which may be a link or a URI.
+        if not (file := file_of(self.database)):
+            return
         try:
             if Path(f"{file}-wal").stat().st_size <= JOURNAL_LIMIT:
                 return
-        except OSError:  # somebody else's database may be a URI, or in memory
+        except OSError:  # a caller's own database may keep another journal
             return
         # What takes long first, beside the writers: only what is left then keeps them out.
         _, pages, done = self.database.execute_sql("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

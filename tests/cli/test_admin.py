@@ -36,6 +36,27 @@ def test_status_counts_every_status(
     assert json.loads(rq("status", "-o", "jsonl").out)["runs"] == row["runs"]
 
 
+def test_status_says_where_it_counted_no_further(
+    rq: Callable[..., Any], queue: Queue, other: sqlite3.Connection
+) -> None:
+    """What has ended may be any number; all of it is counted when that is asked for."""
+    session_id = queue.enqueue("x").session_id
+    with other:
+        other.execute(
+            "INSERT INTO runs (run_id, session_id, type, prompt, status, created_at) "
+            "WITH RECURSIVE counted (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM counted "
+            "WHERE n <= 100000) SELECT 'run_' || n, ?, 'START_SESSION', 'x', 'failed', "
+            "'2020-01-01T00:00:00.000000Z' FROM counted",
+            (session_id,),
+        )
+    lines = {line.split()[0]: line.split()[1] for line in rq("status").lines[:7]}
+    assert (lines["failed"], lines["pending"]) == ("100,000+", "1")
+    row = json.loads(rq("status", "-o", "json").out)
+    assert (row["runs"]["failed"], row["at_least"]) == (100_000, ["failed"])
+    row = json.loads(rq("status", "--exact", "-o", "json").out)
+    assert (row["runs"]["failed"], row["at_least"]) == (100_001, [])
+
+
 @pytest.mark.parametrize("output", ["id"])
 def test_status_prints_only_what_it_offers(
     rq: Callable[..., Any], queue: Queue, output: str

@@ -64,6 +64,24 @@ def test_a_batch_is_added_as_it_was_asked_for(queue: Queue, clock: MovableClock,
         assert (event.status, event.actor, event.at) == ("pending", "caller", run.created_at)
 
 
+def test_a_prune_deletes_the_sessions_of_a_batch_at_once(
+    queue: Queue, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many statements for a hundred runs as for one: the batch holds its locks meanwhile."""
+    sent = []
+    for number in (1, 100):
+        queue.enqueue_many({"prompt": "x", "timeout": 0} for _ in range(number))
+        clock.advance(1)
+        queue.sweep()
+        clock.advance(1)
+        with statements_of(queue, monkeypatch) as statements:
+            assert queue.prune(0) == number
+        sent.append(statements)
+    assert execute_sql(queue, "SELECT * FROM sessions") == []
+    assert sent[1] == sent[0]
+    assert len([sql for sql in sent[0] if 'DELETE FROM "sessions"' in sql]) == 1
+
+
 def finished(queue: Queue, runner: Runner) -> list[Claim]:
     """Claims of new and of resumed sessions, started or not, completed in one batch."""
     first = queue.enqueue_many([{"prompt": str(number)} for number in range(ALL)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import pytest
@@ -45,6 +45,7 @@ class Stage(TwoCallers):
         ended: int = 0,
         pending: int = 2,
         sessions: int = 1,
+        emptied: bool = False,
     ) -> Scene:
         """Sessions with `pending` runs each, of which some are claimed, started, or completed."""
         execute_sql(self.director, "DELETE FROM sessions")
@@ -65,6 +66,8 @@ class Stage(TwoCallers):
             if number >= claimed + held:
                 claim.complete("done")
         self.clock.advance(1)
+        if emptied:
+            execute_sql(self.director, "DELETE FROM runs")
         pending = self.director.find(status="pending")
         return Scene(self.director, claims, session_ids, [run.run_id for run in pending[::-1]])
 
@@ -132,8 +135,14 @@ def _start(stage: Stage, scene: Scene, number: int, queue: Queue) -> Any:
     return scene.claims[0].start()
 
 
-def _insert(stage: Stage, scene: Scene, number: int, queue: Queue) -> Any:
+def _change_and_insert(stage: Stage, scene: Scene, number: int, queue: Queue) -> Any:
     with queue.database.atomic():
+        execute_sql(queue, "UPDATE sessions SET agent_name = 'x'")
+        _insert(stage, scene, number, queue)
+
+
+def _insert(stage: Stage, scene: Scene, number: int, queue: Queue) -> Any:
+    with queue.database.atomic() if not queue.database.in_transaction() else nullcontext():
         execute_sql(
             queue,
             "INSERT INTO runs (run_id, session_id, type, prompt, created_at) "
@@ -146,7 +155,7 @@ def _prune(stage: Stage, scene: Scene, number: int, queue: Queue) -> Any:
     return queue.prune(0)
 
 
-PAIRS: dict[str, tuple[dict[str, int], Verb, Verb]] = {
+PAIRS: dict[str, tuple[dict[str, Any], Verb, Verb]] = {
     "claim | claim": ({}, _claim, _claim),
     "claim | claim, of two sessions": ({"sessions": 2}, _claim, _claim),
     "claim many | claim many": ({"sessions": 3, "pending": 1}, _claim_two, _claim_two),
@@ -172,6 +181,17 @@ PAIRS: dict[str, tuple[dict[str, int], Verb, Verb]] = {
     "enqueue | delete the session": ({}, _next, _delete_session),
     "start | enqueue": ({"claimed": 1, "pending": 1}, _start, _next),
     "insert by hand | insert by hand": ({"ended": 1, "pending": 1}, _insert, _insert),
+    "insert by hand | insert by hand, into an empty session": (
+        {"emptied": True},
+        _insert,
+        _insert,
+    ),
+    "change the session, insert | insert by hand": ({"emptied": True}, _change_and_insert, _insert),
+    "change the session, insert | change it, insert": (
+        {"emptied": True},
+        _change_and_insert,
+        _change_and_insert,
+    ),
     "claim | insert by hand": ({"pending": 1}, _claim, _insert),
 }
 

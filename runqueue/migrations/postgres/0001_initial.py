@@ -253,15 +253,6 @@ def normal_times(columns: tuple[str, ...], zone: str) -> str:
     return f"BEGIN {steps} RETURN NEW; END"
 
 
-# Whether the role sees a run, and in this status. A function and not a query of its policy, for
-# that would see the rows as they were before the statement that makes the move and records it.
-IS_SO = """CREATE FUNCTION runqueue_is_so(run text, entered text) RETURNS boolean
-    LANGUAGE plpgsql VOLATILE SET search_path = {schema}, pg_temp AS $$
-    BEGIN
-        RETURN EXISTS (SELECT 1 FROM runs WHERE run_id = run AND status = entered);
-    END $$"""
-
-
 FUNCTIONS = (
     function("runqueue_normal_run_times()", "trigger", normal_times(RUN_TIMES, _ZONE)),
     function(
@@ -291,7 +282,6 @@ FUNCTIONS = (
     "NEW.claimed_by := CASE WHEN NEW.runner_id IS NULL THEN NULL ELSE current_user END; "
     "RETURN NEW; END $$",
     "REVOKE ALL ON FUNCTION runqueue_order_session(text, text), runqueue_heal() FROM PUBLIC",
-    IS_SO,
 )
 
 
