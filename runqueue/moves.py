@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from runqueue import statements
+from runqueue import follow, statements
 from runqueue.database import Store, again
 from runqueue.errors import IllegalMove, RunNotFound, RunqueueError, StaleClaim
-from runqueue.states import LATE, MOVES, TERMINAL, Actor, Status, Wake
+from runqueue.states import LATE, MOVES, TERMINAL, Actor, ExecutionMode, Status, Wake
 
 log = logging.getLogger("runqueue.runner")
 
@@ -28,11 +28,20 @@ class Fence(NamedTuple):
 
 
 def record(
-    store: Store, name: str, run_id: str, *, now: str, actor: Actor, detail: str | None = None
+    store: Store,
+    name: str,
+    run_id: str,
+    *,
+    now: str,
+    actor: Actor,
+    detail: str | None = None,
+    follows: bool = False,
+    retry: bool = False,
 ) -> None:
     """Add a move, or ENQUEUE, to a run's history, and tell of it when it is committed.
 
-    Belongs in the transaction of the move.
+    Belongs in the transaction of the move, which also does what follows an end: `follows`
+    is what the statement of the move said of that, `retry` what its owner said.
     """
     move = MOVES.get(name)
     store.change(
@@ -44,6 +53,8 @@ def record(
         detail=detail,
     )
     store.wake(move.wakes if move else (Wake.WORK,))
+    if follows:
+        follow.after(store, name, [run_id], now=now, actor=actor, retry=retry)
 
 
 def enqueued(run_id: str, at: str, actor: Actor) -> dict[str, Any]:
@@ -60,11 +71,21 @@ def record_many(
     now: str,
     actor: Actor,
     detail: str | None = None,
+    followed: Sequence[str] = (),
 ) -> None:
-    """Add the same move of several runs to their histories, in one statement."""
+    """Add the same move of several runs to their histories, in one statement.
+
+    `followed` are those whose ends something may follow.
+    """
     if len(run_ids) < 2:
         for run_id in run_ids:
-            record(store, name, run_id, now=now, actor=actor, detail=detail)
+            record(
+                *(store, name, run_id),
+                now=now,
+                actor=actor,
+                detail=detail,
+                follows=run_id in followed,
+            )
         return
     move = MOVES[name]
     store.change(
@@ -76,6 +97,16 @@ def record_many(
         detail=detail,
     )
     store.wake(move.wakes)
+    follow.after(store, name, followed, now=now, actor=actor)
+
+
+def is_followed(row: Sequence[Any]) -> bool:
+    """Whether something may follow an end, by what its statement returned last."""
+    if len(row) < 5:  # it was no end
+        return False
+    mode, parent_id, attempt, told_by = row[-4:]
+    is_child = mode == ExecutionMode.ASYNC_CALLBACK.value and parent_id
+    return told_by is None and bool(is_child or attempt is not None)
 
 
 @again
@@ -90,7 +121,14 @@ def make_owned(
     with store.transaction():
         statement = statements.OWNER_MOVES[name]
         if rows := store.run(statement, now=now, **fence._asdict(), **values):
-            record(store, name, fence.run_id, now=now, actor=Actor.RUNNER, detail=detail)
+            record(
+                *(store, name, fence.run_id),
+                now=now,
+                actor=Actor.RUNNER,
+                detail=detail,
+                follows=is_followed(rows[0]),
+                retry=values.get("retry", False),
+            )
             return str(rows[0][0])
         return _repeated_or_refused(store, name, fence, values)
 
@@ -134,8 +172,14 @@ def make_free(
     """Make a move that needs no claim. Raises RunNotFound or IllegalMove."""
     with store.transaction():
         store.lock(statements.LOCK_SESSION_OF_RUN, run_id=run_id)
-        if store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
-            record(store, name, run_id, now=now, actor=actor, detail=detail)
+        if rows := store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
+            record(
+                *(store, name, run_id),
+                now=now,
+                actor=actor,
+                detail=detail,
+                follows=is_followed(rows[0]),
+            )
             return
         raise _refused(store, name, run_id)
 
@@ -153,8 +197,14 @@ def stop_or_cancel(
         # claimed between the two would be neither claimed for the first nor pending for the other.
         store.lock(statements.LOCK_SESSION_OF_RUN, run_id=run_id)
         for name in ("stop", "cancel"):
-            if store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
-                record(store, name, run_id, now=now, actor=actor, detail=reason)
+            if rows := store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
+                record(
+                    *(store, name, run_id),
+                    now=now,
+                    actor=actor,
+                    detail=reason,
+                    follows=is_followed(rows[0]),
+                )
                 return
         rows = store.run(statements.RUN_STATE, run_id=run_id)
         if not rows or rows[0][0] != Status.STOPPING.value:

@@ -219,8 +219,20 @@ def _move(name: str, where: Any, *returning: Any, **sets: Any) -> Any:
     return update.returning(*returning) if returning else update
 
 
+def _told_by(name: str, *columns: Any) -> tuple[Any, ...]:
+    """What a move returns: of an end also, at last, what says whether something follows it.
+
+    As it stands in the row: SQLite 3.40 answers an IS NULL in RETURNING wrongly.
+    """
+    return (*columns, *_FOLLOWED) if MOVES[name].target in TERMINAL else columns
+
+
+_FOLLOWED: Final = (Run.execution_mode, Run.parent_session_id, Run.attempt, Run.callback_run_id)
+
+
 def _by_anyone(name: str, **sets: Any) -> Statement:
-    return Statement(lambda: _move(name, Run.run_id == hole("run_id"), Run.session, **sets))
+    told = _told_by(name, Run.session)
+    return Statement(lambda: _move(name, Run.run_id == hole("run_id"), *told, **sets))
 
 
 def _fence() -> Any:
@@ -233,7 +245,8 @@ def _fence() -> Any:
 
 
 def _by_owner(name: str, **sets: Any) -> Statement:
-    return Statement(lambda: _move(name, this_run() & _fence(), Run.session, **sets))
+    told = _told_by(name, Run.session)
+    return Statement(lambda: _move(name, this_run() & _fence(), *told, **sets))
 
 
 def _by_owner_of_many(name: str, **sets: Any) -> Statement:
@@ -693,9 +706,8 @@ class Rescue:
         query = query.for_update(NO_KEY, of=(due, session), skip_locked=True)
         return Either(sqlite=condition(Run), postgres=(Run.run_id == _any_of(query)))
 
-    @staticmethod
-    def _returned() -> tuple[Any, ...]:
-        return Run.run_id, Run.error
+    def _returned(self) -> tuple[Any, ...]:
+        return _told_by(self.name, Run.run_id, Run.error)
 
 
 RESCUES: Final = (
@@ -744,7 +756,8 @@ def _expire() -> Any:
             .for_update(NO_KEY, of=(some, session), skip_locked=True)
         ),
     )
-    return _move("expire", batch & _is_due(), Run.run_id, error=hole("error"))
+    told = _told_by("expire", Run.run_id, Run.error)
+    return _move("expire", batch & _is_due(), *told, error=hole("error"))
 
 
 EXPIRE: Final = Statement(_expire)
