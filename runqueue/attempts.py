@@ -103,7 +103,7 @@ def go_on(store: Store, run: Run, move: str | None, *, now: str, actor: Actor, r
         return False
     if one.next_run_id or one.due_at:
         return True
-    if not _may_go_on(store, run, one, move, retry):
+    if not _may_go_on(store, run, one, move, retry) or was_stopped(store, run):
         return False
     if one.delay:
         due_at = clock.shift(now, one.delay)
@@ -135,9 +135,12 @@ def _may_go_on(store: Store, run: Run, one: Attempt, move: str | None, retry: bo
             store.change(statements_family.ADD_TO_ERROR, run_id=run.run_id, more=more)
             return False
         return True
-    if move != "fail" or not retry or one.retries < 1:
-        return False
-    return not store.run(statements_family.WAS_STOPPING, run_id=run.run_id)
+    return move == "fail" and retry and one.retries > 0
+
+
+def was_stopped(store: Store, run: Run) -> bool:
+    """Whether somebody had asked for a stop of a run: then it is not retried."""
+    return bool(store.run(statements_family.WAS_STOPPING, run_id=run.run_id))
 
 
 def make_next(store: Store, run: Run, one: Attempt, *, now: str, actor: Actor) -> Run | None:

@@ -20,7 +20,7 @@ _CUT_AWAY: Final = 160
 """Bytes that the notice of a cut needs at most, without the run's id."""
 
 
-class Child(NamedTuple):
+class ChildEnd(NamedTuple):
     """How a child's run ended."""
 
     run_id: str
@@ -37,7 +37,7 @@ class Child(NamedTuple):
     """That the result, or the error, is only its beginning, and how to read the whole."""
 
 
-def parse(prompt: str) -> list[Child] | None:
+def parse_callback(prompt: str) -> list[ChildEnd] | None:
     """Return whose ends a callback run's prompt tells of; None for any other prompt."""
     _, newline, line = prompt.partition("\n")
     if not newline:
@@ -48,14 +48,16 @@ def parse(prompt: str) -> list[Child] | None:
             return None
         # What a later version adds is left out.
         return [
-            Child(**{name: child.get(name) for name in Child._fields})
+            ChildEnd(**{name: child.get(name) for name in ChildEnd._fields})
             for child in document["children"]
         ]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
-def pack(told: Sequence[Child], ended: Sequence[Child], limit: int) -> Iterator[list[Child]]:
+def pack(
+    told: Sequence[ChildEnd], ended: Sequence[ChildEnd], limit: int
+) -> Iterator[list[ChildEnd]]:
     """Add the children that ended to those that a prompt tells of already.
 
     Yields what fits into one prompt of `limit` bytes after another, of which the first begins
@@ -75,7 +77,7 @@ def pack(told: Sequence[Child], ended: Sequence[Child], limit: int) -> Iterator[
     yield page
 
 
-def render(parent_session_id: str, children: Sequence[Child]) -> str:
+def render(parent_session_id: str, children: Sequence[ChildEnd]) -> str:
     """Return the prompt that tells a session of its children's ends."""
     document = {
         "kind": KIND,
@@ -93,18 +95,18 @@ def render(parent_session_id: str, children: Sequence[Child]) -> str:
     )
 
 
-def _entry(child: Child) -> Mapping[str, Any]:
+def _entry(child: ChildEnd) -> Mapping[str, Any]:
     entry = child._asdict()
     if entry["cut"] is None:
         del entry["cut"]
     return entry
 
 
-def _size(child: Child) -> int:
+def _size(child: ChildEnd) -> int:
     return len(_to_json(_entry(child)).encode()) + 2
 
 
-def _fitting(child: Child, room: int) -> Child:
+def _fitting(child: ChildEnd, room: int) -> ChildEnd:
     """Cut the child's text to so many bytes of JSON, and say so."""
     name = "error" if child.result is None else "result"
     text: str = getattr(child, name) or ""

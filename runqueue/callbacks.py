@@ -19,7 +19,7 @@ from runqueue import (
     statements,
     statements_family,
 )
-from runqueue.callback_prompt import Child
+from runqueue.callback_prompt import ChildEnd
 from runqueue.database import Store
 from runqueue.engines.base import Conflict
 from runqueue.models import Run, Session
@@ -91,7 +91,7 @@ def _tell_session(store: Store, parent: Session, runs: list[Run], now: str, acto
     callback_id, told = None, None
     if waiting:
         callback_id, prompt = waiting[0]
-        told = callback_prompt.parse(prompt)  # None: somebody wrote another one by hand
+        told = callback_prompt.parse_callback(prompt)  # None: somebody wrote another one by hand
     ended = [_child(run) for run in runs]
     for page in callback_prompt.pack(told or [], ended, settings.MAX_PROMPT):
         new = page[len(told or []) :]
@@ -110,9 +110,9 @@ def _tell_session(store: Store, parent: Session, runs: list[Run], now: str, acto
     return len(runs)
 
 
-def _child(run: Run) -> Child:
+def _child(run: Run) -> ChildEnd:
     has_completed = run.status == Status.COMPLETED
-    return Child(
+    return ChildEnd(
         run_id=run.run_id,
         session_id=run.session_id,
         agent_name=run.agent_name,
@@ -123,7 +123,7 @@ def _child(run: Run) -> Child:
     )
 
 
-def _add(store: Store, parent: Session, children: list[Child], now: str, actor: Actor) -> str:
+def _add(store: Store, parent: Session, children: list[ChildEnd], now: str, actor: Actor) -> str:
     line = _line_above(store, parent)
     values: dict[str, Any] = {
         "session_id": parent.session_id,
@@ -160,7 +160,7 @@ def _line_above(store: Store, parent: Session) -> dict[str, Any]:
 
 
 def _extend(
-    store: Store, parent: Session, run_id: str, page: list[Child], now: str, new: list[Child]
+    store: Store, parent: Session, run_id: str, page: list[ChildEnd], now: str, new: list[ChildEnd]
 ) -> bool:
     """Add to a callback that still waits; return whether it did."""
     extended = store.change(

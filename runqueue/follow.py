@@ -111,6 +111,8 @@ def _next_attempt(store: Store, run_id: str, now: str) -> int:
         if not found or one is None or not one.due_at:
             return 0
         run = Run.from_row(found[0])
+        if attempts.was_stopped(store, run):  # which whoever asked for it could not see
+            return int(give_up(store, run_id, now=now, actor=Actor.DAEMON))
         if callbacks.wants(run) and run.callback_run_id is None:
             callbacks.silence(store, [run_id])
         added = attempts.make_next(store, run, one, now=now, actor=Actor.DAEMON)
@@ -137,6 +139,6 @@ def give_up(store: Store, run_id: str, *, now: str, actor: Actor) -> bool:
         if not store.change(statements_family.UNSCHEDULE, run_ids=listed):
             return False
         family.note(store, [run_id], "no other attempt is made", now=now)
-        if store.change(statements_family.MARK_AGAIN, run_id=run_id):
-            after(store, None, [run_id], now=now, actor=actor)
+        store.change(statements_family.MARK_AGAIN, run_id=run_id)
+        after(store, None, [run_id], now=now, actor=actor)
         return True

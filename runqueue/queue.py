@@ -219,6 +219,15 @@ class Queue:
         """Return what happened to a run, the oldest first. Raises RunNotFound."""
         return reading.timeline(self.store, self.get(run_id))
 
+    def attempts(self, run_id: str) -> list[Run]:
+        """Return all attempts that a run is one of, the oldest first. Raises RunNotFound.
+
+        Of a run that was never retried, only itself.
+        """
+        self.get(run_id)
+        found = (enqueue.find(self.store, one) for one in attempts.chain(self.store, run_id))
+        return [run for run in found if run is not None]
+
     def why(self, run_id: str) -> Explanation:
         """Explain why a run is in its status. Raises RunNotFound."""
         return why.explain(self.store, run_id, now=self.now())

@@ -6,6 +6,7 @@ path of a run that has no parent and is not to be retried.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from peewee import SQL, Select, fn
@@ -19,10 +20,12 @@ from runqueue.statements import (
     _any_of,
     _exists,
     _for_index,
+    _hidden,
     _is_active,
     _is_one_of,
     _is_pending,
     _is_still,
+    _spelled,
     get,
     hole,
     insert,
@@ -46,6 +49,11 @@ def _is_listed(column: Any, name: str) -> Any:
     )
 
 
+def _has_now(run: Any, statuses: Iterable[Status]) -> Any:
+    """Whether a run, which is found by other means, has one of these statuses; no index fits."""
+    return _hidden(run.status).in_(_spelled(statuses))
+
+
 # --- what follows an end
 
 RIGHTS: Final = Statement(
@@ -63,7 +71,7 @@ ENDED: Final = Statement(
         Run.select()
         .where(
             _is_listed(Run.run_id, "run_ids"),
-            _is_still(Run, TERMINAL),
+            _has_now(Run, TERMINAL),
             Run.callback_run_id.is_null(),
         )
         .order_by(Run.completed_at, Run.run_id)
@@ -118,7 +126,7 @@ EXTEND_CALLBACK: Final = Statement(
 )
 MARK_TOLD: Final = Statement(
     lambda: Run.update({Run.callback_run_id: hole("callback_run_id")}).where(
-        _is_listed(Run.run_id, "run_ids"), _is_still(Run, TERMINAL), Run.callback_run_id.is_null()
+        _is_listed(Run.run_id, "run_ids"), _has_now(Run, TERMINAL), Run.callback_run_id.is_null()
     )
 )
 """Its row count decides who tells the parents: nobody does so twice."""
@@ -304,15 +312,15 @@ SESSIONS_OF: Final = Statement(
 LIVE_OF: Final = Statement(
     lambda: (
         Run.select(Run.run_id, Run.status)
-        .where(_is_listed(Run.session, "session_ids"), _is_still(Run, LIVE))
+        .where(_is_listed(Run.session, "session_ids"), _has_now(Run, LIVE))
         .order_by(Run.created_at, Run.run_id)
     )
 )
 """The runs of the sessions listed in `session_ids` that have not ended."""
 WAITING_ATTEMPTS: Final = Statement(
     lambda: (
-        Attempt.select(Attempt.run)
-        .join(Run, on=(Attempt.run == Run.run_id))
+        Run.select(Run.run_id)
+        .join(Attempt, on=(Attempt.run == Run.run_id))
         .where(_is_listed(Run.session, "session_ids"), Attempt.due_at.is_null(False))
     )
 )
@@ -321,7 +329,7 @@ SILENCE: Final = Statement(
     lambda: Run.update({Run.callback_run_id: literal("none")}).where(
         _is_listed(Run.session, "session_ids"),
         _is_listed(Run.parent_session_id, "session_ids"),
-        _is_still(Run, LIVE),
+        _has_now(Run, LIVE),
         Run.callback_run_id.is_null(),
     )
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runqueue import Queue, statements
+from runqueue import Queue, statements, statements_family
 from runqueue.database import Hole, Statement
 from tests.helpers import execute_sql
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["postgres"], indirect=True
 
 
 def every_statement() -> Iterator[tuple[str, Statement]]:
-    for name, value in vars(statements).items():
+    for name, value in {**vars(statements), **vars(statements_family)}.items():
         if isinstance(value, Statement):
             yield name, value
         elif isinstance(value, dict):
@@ -37,6 +37,10 @@ STATEMENTS = {name: one for name, one in every_statement() if not name.startswit
 VALUES = {
     "texts": [""],
     "session_ids": ["ses_a"],
+    "run_ids": ["run_a"],
+    "attempt": 1,
+    "tells": 1,
+    "lost": 1,
     "limit": 10,
     "newer": 10,
     "priority": 0,

@@ -19,18 +19,26 @@ PACKAGE = ROOT / "runqueue"
 
 ROWS = (
     ("_version", "errors", "signals"),
-    ("states", "clock", "ids", "demands", "settings", "incarnation", "bell", "backoff", "grants"),
+    (
+        *("states", "clock", "ids", "demands", "settings", "incarnation", "bell", "backoff"),
+        *("grants", "callback_prompt"),
+    ),
     (
         *("engines", "engines.base", "engines.doorbell", "engines.server_clock"),
         *("engines.postgres_doorbell", "engines.sqlite_doorbell"),
         *("engines.sqlite", "engines.sqlite_files", "engines.sqlite_turns"),
         *("engines.sqlite_transfer", "engines.postgres_transfer", "engines.postgres_errors"),
         *("engines.postgres", "engines.postgres_pool", "engines.postgres_urls"),
-        *("database", "schema", "models", "statements"),
+        *("database", "schema", "models", "statements", "statements_family"),
         *("migrations", "migrations.sqlite", "migrations.sqlite.0001_initial"),
+        *("migrations.sqlite.0002_families", "migrations.postgres.0002_families"),
         *("migrations.postgres", "migrations.postgres.0001_initial"),
     ),
-    ("moves", "enqueue", "claims", "sweeper", "why", "wake", "reading", "retention", "moving"),
+    (
+        *("family", "attempts", "callbacks", "follow", "limits"),
+        *("moves", "enqueue", "claims", "sweeper", "why", "wake", "reading", "retention"),
+        *("moving", "trees"),
+    ),
     ("supervise", "executor", "runner", "slots"),
     ("queue",),
     (
@@ -39,7 +47,7 @@ ROWS = (
     ),
     (
         *("cli.logs", "cli.render", "cli.base", "cli.runs", "cli.sessions", "cli.runners"),
-        *("cli.admin", "cli", "cli.daemon", "cli.runner"),
+        *("cli.admin", "cli", "cli.daemon", "cli.runner", "cli.trees"),
     ),
     ("__main__",),
 )
