@@ -340,6 +340,8 @@ def _stop_trees(given: Sequence[str], reason: str | None, is_awaited: bool, belo
             if is_awaited:
                 run = queue.wait(run.run_id)
             render.echo(f"{run.run_id} {run.status}")
+        if not runs:
+            render.echo(f"nothing of the tree of {one} is at work", err=True)
 
     return for_each(_ids(given), act)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,6 +10,7 @@ import click
 
 from runqueue.cli import render
 from runqueue.cli.base import Duration, db_option, open_queue
+from runqueue.states import ExecutionMode
 
 if TYPE_CHECKING:
     from runqueue.trees import Tree
@@ -76,7 +78,7 @@ def _row(node: Tree) -> dict[str, Any]:
         "depth": node.depth,
         "status": node.status,
         "agent_name": node.session.agent_name,
-        "tree_limits": node.session.tree_limits,
+        "tree_limits": json.loads(node.session.tree_limits or "null"),
         "runs": runs,
     }
 
@@ -114,6 +116,14 @@ def _told(run: Any) -> str:
         parts.append(f"attempt {run.attempt}")
     if run.tells:
         parts.append(f"tells of {run.tells}")
-    if run.execution_mode == "async_callback":
-        parts.append(f"told by {run.callback_run_id}" if run.callback_run_id else "will be told")
+    if run.execution_mode == ExecutionMode.ASYNC_CALLBACK.value:
+        parts.append(_whom_it_tells(run.callback_run_id))
     return " ".join(parts)
+
+
+def _whom_it_tells(callback_run_id: str | None) -> str:
+    if callback_run_id is None:
+        return "will tell its parent"
+    if callback_run_id == "none":
+        return "tells nobody"
+    return f"told its parent by {callback_run_id}"
