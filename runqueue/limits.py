@@ -20,14 +20,14 @@ from runqueue.states import Status
 
 
 class Limits(NamedTuple):
-    """Of a tree; None where nothing is asked for."""
+    """Of a session and what is below it in its tree; None where nothing is asked for."""
 
     depth: int | None = None
-    """Levels below the root that may have sessions."""
+    """Levels below it that may have sessions."""
     children: int | None = None
     """Children of one session that may be pending or active at the same time."""
     runs: int | None = None
-    """Runs of all sessions of the tree together, those that have ended too."""
+    """Runs of it and of all sessions below it together, those that have ended too."""
 
     def narrowed(self, other: Limits) -> Limits:
         """Return the narrower of each."""
@@ -55,8 +55,9 @@ def check(depth: object, children: object, runs: object) -> Limits:
     for name, value in asked._asdict().items():
         if value is None:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-            raise InvalidRun(f"{_NAMES[name]} must be a whole number that is not negative")
+        least = 1 if name == "runs" else 0  # the run itself is one
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
+            raise InvalidRun(f"{_NAMES[name]} must be a whole number from {least} on")
     return asked
 
 
@@ -99,14 +100,17 @@ def check_child(
             f"session {resumed.session_id} cannot have the parent {parent_id}, which is "
             + ("itself" if parent_id == resumed.session_id else "below it: a circle of parents")
         )
+    given = _given(store, line)
     # What is set here may narrow what the tree began with, and cannot widen it.
-    inherited = _inherited(store, line).narrowed(_below_default(ceiling))
-    _refuse_wider(asked, inherited, f"of the tree of session {line.root}")
-    limits = inherited.narrowed(asked)
+    given[line.root] = given[line.root].narrowed(_below_default(ceiling))
+    inherited = NONE
+    for one in given.values():
+        inherited = inherited.narrowed(one)
+    _refuse_wider(asked, inherited, f"of session {parent_id}")
     _refuse_stopping(store, parent_id)
-    _refuse_deeper(line, parent_id, limits)
+    _refuse_deeper(line, given)
     _refuse_more_children(store, parent_id, inherited, resumed)
-    _refuse_more_runs(store, line.root, limits)
+    _refuse_more_runs(store, line, given)
 
 
 def _locked_line(store: Store, parent_id: str) -> family.Line:
@@ -122,16 +126,14 @@ def _locked_line(store: Store, parent_id: str) -> family.Line:
     return line
 
 
-def _inherited(store: Store, line: family.Line) -> Limits:
-    rows = store.run(
-        statements_family.LIMITS_OF, session_ids=store.engine.as_list(line.session_ids)
-    )
-    stored = {session_id: parse(text) for session_id, text in rows}
+def _given(store: Store, line: family.Line) -> dict[str, Limits]:
+    """Return what each session of a line was given, the nearest first."""
+    listed = store.engine.as_list(line.session_ids)
+    stored = dict(store.run(statements_family.LIMITS_OF, session_ids=listed))
+    given = {session_id: parse(stored.get(session_id)) for session_id in line.session_ids}
     # What the root was given is all there is to begin with: it may be wider than the default.
-    limits = _or_default(stored.get(line.root, NONE))
-    for one in stored.values():
-        limits = limits.narrowed(one)
-    return limits
+    given[line.root] = _or_default(given[line.root])
+    return given
 
 
 def _below_default(ceiling: Limits) -> Limits:
@@ -160,13 +162,14 @@ def _refuse_stopping(store: Store, parent_id: str) -> None:
             )
 
 
-def _refuse_deeper(line: family.Line, parent_id: str, limits: Limits) -> None:
-    depth = len(line.session_ids)
-    if limits.depth is not None and depth > limits.depth:
-        raise InvalidRun(
-            f"a child of session {parent_id} would be at depth {depth} of the tree of session "
-            f"{line.root}, over the limit of {limits.depth}"
-        )
+def _refuse_deeper(line: family.Line, given: dict[str, Limits]) -> None:
+    for levels, session_id in enumerate(line.session_ids, 1):
+        limit = given[session_id].depth
+        if limit is not None and levels > limit:
+            raise InvalidRun(
+                f"a child of session {line.session_ids[0]} would be {levels} levels below session "
+                f"{session_id}, whose limit is {limit}"
+            )
 
 
 def _refuse_more_children(
@@ -181,12 +184,24 @@ def _refuse_more_children(
         )
 
 
-def _refuse_more_runs(store: Store, root: str, limits: Limits) -> None:
-    if limits.runs is None:
-        return
-    sessions = store.engine.as_list(list(family.below(store, root)))
-    count = store.run(statements_family.COUNT_RUNS, session_ids=sessions, limit=limits.runs)[0][0]
-    if count >= limits.runs:
-        raise InvalidRun(
-            f"the tree of session {root} has {limits.runs} runs or more, which is its limit"
-        )
+def _refuse_more_runs(store: Store, line: family.Line, given: dict[str, Limits]) -> None:
+    parents = family.below(store, line.root)
+    for session_id, limits in given.items():
+        if limits.runs is None:
+            continue
+        counted = store.engine.as_list(_within(parents, session_id))
+        rows = store.run(statements_family.COUNT_RUNS, session_ids=counted, limit=limits.runs)
+        if rows[0][0] >= limits.runs:
+            raise InvalidRun(
+                f"session {session_id} and what is below it have {limits.runs} runs or more, "
+                "which is its limit"
+            )
+
+
+def _within(parents: dict[str, str | None], session_id: str) -> list[str]:
+    """Return a session and those below it, of a tree that lists each parent before its children."""
+    found = {session_id}
+    for one, parent_id in parents.items():
+        if parent_id in found:
+            found.add(one)
+    return list(found)

@@ -30,15 +30,17 @@ _OPTIONS = (
     click.option(
         "--max-depth",
         type=click.IntRange(0),
-        help="Levels of children that its tree may have; narrower than what is set.",
+        help="Levels of children below its session; narrower than what is set or inherited.",
     ),
     click.option(
         "--max-children",
         type=click.IntRange(0),
-        help="Live children that a session of its tree may have; likewise.",
+        help="Live children of its session, and of each below it; likewise.",
     ),
     click.option(
-        "--max-tree-runs", type=click.IntRange(0), help="Runs that its tree may have; likewise."
+        "--max-tree-runs",
+        type=click.IntRange(1),
+        help="Runs of its session and of all below it; likewise.",
     ),
 )
 
