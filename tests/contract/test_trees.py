@@ -213,10 +213,10 @@ def test_a_stop_of_a_tree_makes_no_other_attempt(
 
 def test_a_tree_has_a_limited_depth(queue: Queue) -> None:
     """Five levels below its root, and one sentence for the sixth."""
-    run = root = queue.enqueue("root")
+    run = queue.enqueue("root")
     for _ in range(5):
         run = below(queue, run)
-    with pytest.raises(InvalidRun, match="6 levels below session .*, whose limit is 5"):
+    with pytest.raises(InvalidRun, match=r"6 levels below session .*, whose limit is 5"):
         below(queue, run)
     assert count(queue, "runs") == 6
     assert count(queue, "sessions") == 6

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from peewee import PostgresqlDatabase
 
+from runqueue.errors import ConfigurationError
+
 TERMINAL = "('completed', 'failed', 'stopped')"
 IS_CHILD = "execution_mode = 'async_callback' AND parent_session_id IS NOT NULL"
 TEXT = 'TEXT COLLATE "C"'
@@ -51,7 +53,19 @@ RIGHTS = """
         AND acl.grantee <> relowner"""
 
 
+NEW = {"runs": ("callback_run_id", "attempt", "tells"), "sessions": ("tree_limits",)}
+
+
 def up(migrator: object, db: PostgresqlDatabase) -> None:
+    if "run_attempts" in db.get_tables():
+        raise ConfigurationError("the database has a table run_attempts that is not runqueue's")
+    for table, names in NEW.items():
+        there = {column.name for column in db.get_columns(table)}
+        for name in names:
+            if name in there:
+                raise ConfigurationError(
+                    f"the table {table} has a column {name} that is not runqueue's; rename it"
+                )
     for statement in STEPS:
         db.execute_sql(statement)
     for name, definition in INDEXES.items():
