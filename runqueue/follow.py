@@ -111,7 +111,8 @@ def _next_attempt(store: Store, run_id: str, now: str) -> int:
         if not found or one is None or not one.due_at:
             return 0
         run = Run.from_row(found[0])
-        if attempts.was_stopped(store, run):  # which whoever asked for it could not see
+        # Whoever asked for it could not see the first; both may have been written by hand.
+        if attempts.was_stopped(store, run) or one.retries < 1:
             return int(give_up(store, run_id, now=now, actor=Actor.DAEMON))
         if callbacks.wants(run) and run.callback_run_id is None:
             callbacks.silence(store, [run_id])
