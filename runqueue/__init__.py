@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from runqueue._version import __version__
 
 if TYPE_CHECKING:
+    from runqueue.callback_prompt import ChildEnd, parse_callback
     from runqueue.claims import Claim
     from runqueue.errors import (
         ConfigurationError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from runqueue.runner import Runner
     from runqueue.states import ACTIVE, TERMINAL, ExecutionMode, RunType, Status
     from runqueue.sweeper import Sweep
+    from runqueue.trees import Tree
     from runqueue.why import Explanation
 
 _HOMES = {
@@ -45,13 +47,16 @@ _HOMES = {
     "runner": ("Runner",),
     "states": ("Status", "RunType", "ExecutionMode", "ACTIVE", "TERMINAL"),
     "sweeper": ("Sweep",),
+    "trees": ("Tree",),
     "why": ("Explanation",),
+    "callback_prompt": ("ChildEnd", "parse_callback"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ACTIVE",
     "TERMINAL",
+    "ChildEnd",
     "Claim",
     "ConfigurationError",
     "Event",
@@ -77,9 +82,11 @@ __all__ = [
     "StorageFull",
     "StorageLost",
     "Sweep",
+    "Tree",
     "WaitTimeout",
     "__version__",
     "connect",
+    "parse_callback",
 ]
 
 

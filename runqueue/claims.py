@@ -15,7 +15,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from runqueue import demands, moves, statements, sweeper
+from runqueue import callbacks, demands, follow, moves, statements, sweeper
 from runqueue.backoff import pauses
 from runqueue.database import Statement, Store, again
 from runqueue.demands import Capabilities
@@ -23,7 +23,7 @@ from runqueue.engines.base import SessionTaken
 from runqueue.enqueue import lock_sessions
 from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
 from runqueue.models import Run
-from runqueue.states import ACTIVE, Status
+from runqueue.states import ACTIVE, Actor, Status
 
 log = logging.getLogger("runqueue.runner")
 
@@ -221,9 +221,12 @@ class Claim:
         """Report success and the result."""
         self._end("complete", result=_storable(result))
 
-    def fail(self, error: str) -> None:
-        """Report failure and why."""
-        self._end("fail", error=_storable(error))
+    def fail(self, error: str, *, retry: bool = False) -> None:
+        """Report failure and why; with `retry` it is one that another attempt may not meet.
+
+        There is one if it was asked for when the run was enqueued, and unless a stop was.
+        """
+        self._end("fail", error=_storable(error), retry=retry)
 
     def confirm_stop(self) -> None:
         """Report that the agent's processes are gone, after a stop was requested."""
@@ -425,9 +428,16 @@ def _finish_all(store: Store, reports: list[tuple[Claim, str | None]]) -> bool:
                 {**claim.fence._asdict(), "result": _storable(result)} for claim, result in reports
             ]
             _change_all(store, "complete", statements.COMPLETE_MANY, values, now)
+            followed = [claim.fence.run_id for claim in claims if _may_be_followed(claim.run)]
+            follow.after(store, "complete", followed, now=now, actor=Actor.RUNNER)
     except _NotAllError:
         return False
     return True
+
+
+def _may_be_followed(run: Run) -> bool:
+    """What the statement of a single move tells of the row, by what the claim has seen of it."""
+    return run.attempt is not None or callbacks.wants(run)
 
 
 def _change_all(

@@ -105,12 +105,17 @@ class Store:
         """
         return Transaction(self)
 
+    @property
+    def stands_alone(self) -> bool:
+        """Whether a statement is a transaction by itself, and may hold several writes."""
+        return self.engine.is_shared and not self.database.in_transaction()
+
     def one_statement(self) -> AbstractContextManager[None]:
         """The transaction of what is one statement where that can hold several writes.
 
         There the statement is a transaction by itself: a server is asked once, and not three times.
         """
-        if self.engine.is_shared and not self.database.in_transaction():
+        if self.stands_alone:
             return _NO_TRANSACTION
         return self.transaction()
 

@@ -9,12 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from inspect import signature
 from typing import Any, Final, NamedTuple
 
-from runqueue import clock, ids, moves, settings, statements
+from runqueue import (
+    attempts,
+    clock,
+    ids,
+    limits,
+    moves,
+    settings,
+    statements,
+    statements_family,
+)
 from runqueue import demands as matching
 from runqueue.database import Store, again
 from runqueue.errors import IllegalMove, InvalidRun, RunNotFound, SessionNotFound
+from runqueue.limits import DEFAULT, NONE, Limits
 from runqueue.models import COLUMNS, Run, Session
 from runqueue.states import TERMINAL, Actor, ExecutionMode, RunType, Status, Wake
 
@@ -34,11 +45,18 @@ class Request(NamedTuple):
     timeout: float | None = None
     priority: int = 0
     run_id: str | None = None
+    terms: attempts.Terms = attempts.NO_TERMS
+    limits: Limits = NONE
+    """What was asked for its tree."""
+    ceiling: Limits = DEFAULT
+    """What is set for trees here."""
 
     @property
     def is_plain(self) -> bool:
         """Whether it starts a session of its own, under no given id, and refers to no other."""
-        return not (self.session_id or self.parent_session_id or self.run_id)
+        if self.session_id or self.parent_session_id or self.run_id or self.terms.retries:
+            return False
+        return self.limits == NONE and self.ceiling == DEFAULT
 
 
 def check(
@@ -53,10 +71,17 @@ def check(
     timeout: float | None = None,
     priority: int = 0,
     run_id: str | None = None,
-    max_prompt: int = settings.MAX_PROMPT,
+    retries: int = 0,
+    retry_delay: float = 0.0,
+    retry_lost: bool = False,
+    max_depth: int | None = None,
+    max_children: int | None = None,
+    max_tree_runs: int | None = None,
+    config: settings.Settings | None = None,
 ) -> Request:
     """Return the request. Raises InvalidRun, in one sentence, for what cannot become a run."""
-    _check_prompt(prompt, max_prompt)
+    config = config or settings.Settings()
+    _check_prompt(prompt, config.max_prompt)
     if not isinstance(execution_mode, str) or execution_mode not in _MODES:
         modes = ", ".join(mode.value for mode in ExecutionMode)
         raise InvalidRun(f"unknown execution mode {str(execution_mode)[:40]!r}; use {modes}")
@@ -78,17 +103,23 @@ def check(
         timeout=timeout,
         priority=priority,
         run_id=None if run_id is None else ids.check_run_id(run_id),
+        terms=attempts.check_terms(retries, retry_delay, retry_lost),
+        limits=limits.check(max_depth, max_children, max_tree_runs),
+        ceiling=limits.of_settings(config),
     )
 
 
-def check_mapping(request: Mapping[str, Any], max_prompt: int) -> Request:
+def check_mapping(request: Mapping[str, Any], config: settings.Settings) -> Request:
     """Return the request that a mapping of the keywords of `check` describes."""
     if not isinstance(request, Mapping) or "prompt" not in request:
         raise InvalidRun("every run to enqueue must be a mapping with a prompt")
-    unknown = set(request) - set(Request._fields)
+    unknown = set(request) - _KEYWORDS
     if unknown:
         raise InvalidRun(f"unknown keyword {sorted(map(str, unknown))[0][:40]!r} of a run")
-    return check(**{**request, "max_prompt": max_prompt})
+    return check(**{**request, "config": config})
+
+
+_KEYWORDS: Final = set(signature(check).parameters) - {"config"}
 
 
 def _check_prompt(prompt: object, limit: int) -> None:
@@ -182,13 +213,16 @@ def add(store: Store, request: Request, *, now: str, actor: Actor = Actor.CALLER
     with store.transaction():
         if request.run_id is not None and (found := find(store, request.run_id)) is not None:
             return _same(store, found, request)
-        if request.parent_session_id is not None:
-            _keep_parent(store, request.parent_session_id)
         if request.session_id is not None:
+            # A session before its parent, as whoever ends a run of it locks them.
             session = _lock_session(store, request.session_id)
+            _limit(store, request, session)
             request = _inherit(request, session)
             return _insert(store, request, session.session_id, RunType.RESUME_SESSION, now, actor)
+        stored = _limit(store, request, None)
         session_id = _add_session(store, request, now)
+        if stored != NONE:
+            _store_limits(store, session_id, stored)
         run = _insert(store, request, session_id, RunType.START_SESSION, now, actor)
         if run.session_id != session_id:  # another process had the same run_id an instant before
             store.change(statements.DELETE_EMPTY_SESSION, session_id=session_id)
@@ -207,24 +241,7 @@ def retry(store: Store, run_id: str, *, now: str, actor: Actor) -> Run:
             raise RunNotFound(f"run {run_id} does not exist")
         if old.status not in TERMINAL:
             raise IllegalMove(f"run {run_id} is {old.status}; only one that has ended is retried")
-        timeout = clock.seconds_between(old.created_at, old.timeout_at) if old.timeout_at else None
-        request = Request(
-            prompt=old.prompt,
-            session_id=old.session_id,
-            agent_name=old.agent_name,
-            project_dir=old.project_dir,
-            parent_session_id=old.parent_session_id,
-            execution_mode=old.execution_mode,
-            demands=matching.parse(old.demands),
-            timeout=timeout,
-            priority=old.priority,
-        )
-        session = _lock_session(store, old.session_id)
-        # A session that no runner ever started has nothing to resume.
-        was_started = store.run(statements.WAS_STARTED, session_id=old.session_id)
-        kind = RunType.RESUME_SESSION if was_started else RunType.START_SESSION
-        request = _inherit(request, session)
-        return _insert(store, request, old.session_id, kind, now, actor, f"retry of {run_id}")
+        return attempts.make_by_hand(store, old, now=now, actor=actor)
 
 
 def find(store: Store, run_id: str) -> Run | None:
@@ -237,6 +254,27 @@ def session_of(store: Store, session_id: str) -> Session:
     if not rows:
         raise SessionNotFound(f"session {session_id[:40]} does not exist")
     return Session.from_row(rows[0])
+
+
+def _limit(store: Store, request: Request, resumed: Session | None) -> Limits:
+    """Refuse what is over a limit of its tree; return the limits that the session is to have."""
+    if request.parent_session_id is not None:
+        _keep_parent(store, request.parent_session_id)
+    parent_id = request.parent_session_id
+    if parent_id is None and resumed is not None:
+        parent_id = resumed.parent_session_id
+    if parent_id is not None:
+        limits.check_child(store, parent_id, request.limits, request.ceiling, resumed)
+    if resumed is None:
+        return request.limits if parent_id else limits.of_root(request.limits, request.ceiling)
+    if request.limits != NONE:
+        narrowed = limits.of_resumed(resumed, request.limits)
+        _store_limits(store, resumed.session_id, narrowed)
+    return NONE
+
+
+def _store_limits(store: Store, session_id: str, stored: Limits) -> None:
+    store.change(statements_family.SET_LIMITS, session_id=session_id, tree_limits=stored.as_text())
 
 
 def _keep_parent(store: Store, session_id: str) -> None:
@@ -324,7 +362,6 @@ def _insert(
     kind: RunType,
     now: str,
     actor: Actor,
-    detail: str | None = None,
 ) -> Run:
     values = _values(request, session_id, kind, now)
     while not store.change(statements.INSERT_RUN, **values):
@@ -332,7 +369,10 @@ def _insert(
             return _same(store, found, request)
         values["run_id"] = ids.new_run_id()
     run_id = values["run_id"]
-    moves.record(store, moves.ENQUEUE, run_id, now=now, actor=actor, detail=detail)
+    moves.record(store, moves.ENQUEUE, run_id, now=now, actor=actor)
+    if request.terms.retries:
+        attempts.begin(store, run_id, request.terms)
+        values["attempt"] = 1
     return _as_run(values)
 
 

@@ -16,8 +16,11 @@ CHANGES: Final = " changes"
 LONGEST: Final = 63 - len(CHANGES)
 """Bytes of a role's name: PostgreSQL cuts names at 63, and the policies are called after it."""
 
-TABLES: Final = ("sessions", "runs", "runners", "run_events", "daemons", "runqueue_migrations")
-GUARDED: Final = ("sessions", "runs", "runners", "run_events")
+TABLES: Final = (
+    *("sessions", "runs", "runners", "run_events", "run_attempts", "daemons"),
+    "runqueue_migrations",
+)
+GUARDED: Final = ("sessions", "runs", "runners", "run_events", "run_attempts")
 """The tables of which a runner's role sees a part of the rows."""
 
 HEAL: Final = "runqueue_heal()"
@@ -27,6 +30,7 @@ _ON_RUNS: Final = (
     *("run_id", "session_id", "type", "agent_name", "prompt", "project_dir", "parent_session_id"),
     *("execution_mode", "demands", "status", "runner_id", "error", "created_at", "claimed_at"),
     *("started_at", "completed_at", "timeout_at", "priority", "result", "waiting", "claimed_by"),
+    *("callback_run_id", "attempt", "tells"),
 )
 _MOVED: Final = (
     *("status", "runner_id", "claimed_at", "started_at", "completed_at", "result", "error"),
@@ -37,6 +41,9 @@ _BOUND: Final = ("hostname", "executor_type", "home_dir", "project_dir", "last_r
 _REGISTERED: Final = (
     *("incarnation", "hostname", "project_dir", "executor_type", "tags", "properties"),
     *("registered_at", "heartbeat_at", "lease_until", "state"),
+)
+_ON_ATTEMPTS: Final = (
+    *("run_id", "former_run_id", "next_run_id", "retries", "delay", "on_lost", "lost", "due_at"),
 )
 
 _COLUMNS: Final = (
@@ -50,6 +57,9 @@ _COLUMNS: Final = (
     ("INSERT", "runners", ("runner_id", *_REGISTERED)),
     ("UPDATE", "runners", _REGISTERED),
     ("INSERT", "run_events", ("run_id", "at", "status", "actor", "detail")),
+    ("SELECT", "run_attempts", _ON_ATTEMPTS),
+    # Asking for another attempt; a daemon makes it, for a runner's role adds no runs.
+    ("UPDATE", "run_attempts", ("due_at", "lost")),
 )
 
 # No condition of a policy may have the form of an index: the planner would take it for the first
@@ -70,6 +80,11 @@ _IS_AT_WORK_IN_IT: Final = (
     "AND runs.claimed_by = current_user LIMIT 1)"
 )
 
+_IS_OF_ITS_RUN: Final = (
+    "(SELECT true FROM runs WHERE runs.run_id = run_attempts.run_id "
+    "AND runs.claimed_by = current_user LIMIT 1)"
+)
+
 _RUNNERS_POLICIES: Final = (
     # A condition on which sessions are seen would have to be tested before that of a join, and a
     # claim would read all of them; what is tested afterwards is which ones may be changed.
@@ -87,6 +102,8 @@ _RUNNERS_POLICIES: Final = (
         *("run_events", CHANGES, "INSERT"),
         f"WITH CHECK (actor = 'runner' AND {_IS_SO})",
     ),
+    ("run_attempts", READS, "SELECT", f"USING ({_IS_OF_ITS_RUN})"),
+    ("run_attempts", CHANGES, "UPDATE", f"USING ({_IS_OF_ITS_RUN})"),
 )
 
 _CREATE: Final = """IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = grantee) THEN
@@ -206,7 +223,8 @@ def _operators(name: str) -> list[str]:
     grantee = _identifier(name)
     return [
         f"GRANT SELECT ON runqueue_migrations TO {grantee};",
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, runs, runners, daemons TO {grantee};",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, runs, runners, run_attempts, daemons "
+        f"TO {grantee};",
         # Events are only ever added; those of a deleted run go by the owner's right.
         f"GRANT SELECT, INSERT ON run_events TO {grantee};",
         f"GRANT EXECUTE ON FUNCTION {HEAL} TO {grantee};",

@@ -87,6 +87,7 @@ class Session(Row):
     agent_name = TextField(null=True)
     project_dir = TextField(null=True)
     """The working directory that its runs inherit."""
+    parent_session_id: str | None
     parent_session = ForeignKeyField(
         "self", column_name="parent_session_id", null=True, on_delete="SET NULL", index=False
     )
@@ -98,6 +99,8 @@ class Session(Row):
     last_resumed_at = TextField(null=True)
     home_dir = TextField(null=True)
     """The project_dir of the runner that holds the session; null when that runner has none."""
+    tree_limits = TextField(null=True)
+    """JSON of the limits that it and what is below it in its tree were given."""
 
     class Meta:
         table_name = "sessions"
@@ -139,6 +142,12 @@ class Run(Row):
     result = TextField(null=True)
     waiting = IntegerField(default=0, constraints=[SQL("DEFAULT 0")])
     """1 while another run of the session must go first; kept by the database's triggers."""
+    callback_run_id = TextField(null=True)
+    """The run that told the parent of its end; `none` when nobody is to be told of it."""
+    attempt = IntegerField(null=True)
+    """Which attempt it is, of a run that may be retried or was; the terms are in `run_attempts`."""
+    tells = IntegerField(null=True)
+    """Of how many children's ends it tells its session; null for a run that is no callback."""
 
     class Meta:
         table_name = "runs"
@@ -204,6 +213,34 @@ class Event(Row):
         """Whether it keeps a report that was refused, and enters no status."""
         return self.actor == Actor.RUNNER.value and (self.detail or "").startswith(LATE)
 
+    @property
+    def is_note(self) -> bool:
+        """Whether it enters no status, but keeps what belongs to the run's history."""
+        return self.actor == Actor.QUEUE.value or self.is_late
+
+
+class Attempt(Row):
+    """What is to happen when a run fails, and how it is linked to its other attempts."""
+
+    run = ForeignKeyField(
+        Run, column_name="run_id", primary_key=True, on_delete="CASCADE", index=False
+    )
+    former_run_id = TextField(null=True)
+    next_run_id = TextField(null=True)
+    retries = IntegerField(default=0, constraints=[SQL("DEFAULT 0")])
+    """How many more attempts may follow it without anybody's help."""
+    delay = FloatField(default=0.0, constraints=[SQL("DEFAULT 0")])
+    """Seconds between its end and the next attempt."""
+    on_lost = IntegerField(default=0, constraints=[SQL("DEFAULT 0")])
+    """1 when the loss of its runner is an end that may be retried."""
+    lost = IntegerField(default=0, constraints=[SQL("DEFAULT 0")])
+    """How many runners its former attempts were lost with."""
+    due_at = TextField(null=True)
+    """When the next attempt is to be made; null when none is waited for."""
+
+    class Meta:
+        table_name = "run_attempts"
+
 
 class Daemon(Row):
     """A process that sweeps: whether one is alive, and the lease it wants runners to keep."""
@@ -219,7 +256,7 @@ class Daemon(Row):
         table_name = "daemons"
 
 
-MODELS: Final = (Session, Run, Runner, Event, Daemon)
+MODELS: Final = (Session, Run, Runner, Event, Daemon, Attempt)
 
 COLUMNS: Final[dict[type[Row], tuple[str, ...]]] = {
     model: tuple(field.name for field in model._meta.sorted_fields) for model in MODELS

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from runqueue import statements
-from runqueue.database import Store, again
+from runqueue import follow, statements
+from runqueue.database import Statement, Store, again
 from runqueue.errors import IllegalMove, RunNotFound, RunqueueError, StaleClaim
-from runqueue.states import LATE, MOVES, TERMINAL, Actor, Status, Wake
+from runqueue.states import LATE, MOVES, TERMINAL, Actor, ExecutionMode, Status, Wake
 
 log = logging.getLogger("runqueue.runner")
 
@@ -28,11 +28,20 @@ class Fence(NamedTuple):
 
 
 def record(
-    store: Store, name: str, run_id: str, *, now: str, actor: Actor, detail: str | None = None
+    store: Store,
+    name: str,
+    run_id: str,
+    *,
+    now: str,
+    actor: Actor,
+    detail: str | None = None,
+    follows: bool = False,
+    retry: bool = False,
 ) -> None:
     """Add a move, or ENQUEUE, to a run's history, and tell of it when it is committed.
 
-    Belongs in the transaction of the move.
+    Belongs in the transaction of the move, which also does what follows an end: `follows`
+    is what the statement of the move said of that, `retry` what its owner said.
     """
     move = MOVES.get(name)
     store.change(
@@ -44,6 +53,8 @@ def record(
         detail=detail,
     )
     store.wake(move.wakes if move else (Wake.WORK,))
+    if follows:
+        follow.after(store, name, [run_id], now=now, actor=actor, retry=retry)
 
 
 def record_many(
@@ -54,11 +65,21 @@ def record_many(
     now: str,
     actor: Actor,
     detail: str | None = None,
+    followed: Sequence[str] = (),
 ) -> None:
-    """Add the same move of several runs to their histories, in one statement."""
+    """Add the same move of several runs to their histories, in one statement.
+
+    `followed` are those whose ends something may follow.
+    """
     if len(run_ids) < 2:
         for run_id in run_ids:
-            record(store, name, run_id, now=now, actor=actor, detail=detail)
+            record(
+                *(store, name, run_id),
+                now=now,
+                actor=actor,
+                detail=detail,
+                follows=run_id in followed,
+            )
         return
     move = MOVES[name]
     store.change(
@@ -70,16 +91,37 @@ def record_many(
         detail=detail,
     )
     store.wake(move.wakes)
+    follow.after(store, name, followed, now=now, actor=actor)
+
+
+def is_followed(row: Sequence[Any]) -> bool:
+    """Whether something may follow an end, by what its statement returned last."""
+    if len(row) < 5:  # it was no end
+        return False
+    mode, parent_id, attempt, told_by = row[-4:]
+    is_child = mode == ExecutionMode.ASYNC_CALLBACK.value and parent_id
+    return told_by is None and bool(is_child or attempt is not None)
 
 
 def tell_owned(
-    store: Store, name: str, run_ids: Sequence[str], *, now: str, detail: str | None = None
+    store: Store,
+    name: str,
+    run_ids: Sequence[str],
+    *,
+    now: str,
+    detail: str | None = None,
+    followed: Sequence[str] = (),
+    retry: bool = False,
 ) -> None:
-    """Record what owners have done unless its statement did, and tell of it when committed."""
+    """Record what owners have done unless its statement did, and tell of it when committed.
+
+    And do what follows an end.
+    """
     if store.engine.writes_in_one:
         store.wake(MOVES[name].wakes)
     else:
         record_many(store, name, run_ids, now=now, actor=Actor.RUNNER, detail=detail)
+    follow.after(store, name, followed, now=now, actor=Actor.RUNNER, retry=retry)
 
 
 @again
@@ -92,20 +134,24 @@ def make_owned(
     answer may have been lost. Raises RunNotFound, StaleClaim or IllegalMove.
     """
     given = {"now": now, **fence._asdict(), **values}
-    with store.one_statement():
-        if made := _owned(store, name, given):
-            return made
-    # In a transaction, for what is read of a run may else be newer than what refused the move.
+    if store.stands_alone and (made := _owned(store, name, given, statements.LONE_MOVES)):
+        return made
     with store.transaction():
-        return _owned(store, name, given) or (_repeated_or_refused(store, name, fence, values),)
+        made = _owned(store, name, given, statements.OWNER_MOVES)
+        return made or (_repeated_or_refused(store, name, fence, values),)
 
 
-def _owned(store: Store, name: str, given: dict[str, Any]) -> tuple[Any, ...]:
+def _owned(
+    store: Store, name: str, given: dict[str, Any], ways: dict[str, Statement]
+) -> tuple[Any, ...]:
     """What an owner's move returns, recorded; nothing if it is refused."""
-    rows = store.run(statements.OWNER_MOVES[name], **given)
+    rows = store.run(ways[name], **given)
     if not rows:
         return ()
-    tell_owned(store, name, [given["run_id"]], now=given["now"])
+    run_id = given["run_id"]
+    followed = [run_id] if is_followed(rows[0]) else []
+    retry = given.get("retry", False)
+    tell_owned(store, name, [run_id], now=given["now"], followed=followed, retry=retry)
     return rows[0]
 
 
@@ -148,8 +194,14 @@ def make_free(
     """Make a move that needs no claim. Raises RunNotFound or IllegalMove."""
     with store.transaction():
         store.lock(statements.LOCK_SESSION_OF_RUN, run_id=run_id)
-        if store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
-            record(store, name, run_id, now=now, actor=actor, detail=detail)
+        if rows := store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
+            record(
+                *(store, name, run_id),
+                now=now,
+                actor=actor,
+                detail=detail,
+                follows=is_followed(rows[0]),
+            )
             return
         raise _refused(store, name, run_id)
 
@@ -167,8 +219,14 @@ def stop_or_cancel(
         # claimed between the two would be neither claimed for the first nor pending for the other.
         store.lock(statements.LOCK_SESSION_OF_RUN, run_id=run_id)
         for name in ("stop", "cancel"):
-            if store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
-                record(store, name, run_id, now=now, actor=actor, detail=reason)
+            if rows := store.run(statements.FREE_MOVES[name], run_id=run_id, now=now):
+                record(
+                    *(store, name, run_id),
+                    now=now,
+                    actor=actor,
+                    detail=reason,
+                    follows=is_followed(rows[0]),
+                )
                 return
         rows = store.run(statements.RUN_STATE, run_id=run_id)
         if not rows or rows[0][0] != Status.STOPPING.value:

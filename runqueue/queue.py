@@ -13,16 +13,29 @@ from typing import Any
 
 import peewee
 
-from runqueue import clock, enqueue, moves, reading, retention, schema, sweeper, why
+from runqueue import (
+    attempts,
+    clock,
+    enqueue,
+    follow,
+    moves,
+    reading,
+    retention,
+    schema,
+    sweeper,
+    trees,
+    why,
+)
 from runqueue.backoff import pauses
 from runqueue.database import RAISED, Store, open_store
 from runqueue.enqueue import Request
-from runqueue.errors import RunNotFound, RunqueueError, StorageError, WaitTimeout
+from runqueue.errors import IllegalMove, RunNotFound, RunqueueError, StorageError, WaitTimeout
 from runqueue.models import Event, Run, Session
 from runqueue.runner import Runner
 from runqueue.settings import BUSY_TIMEOUT, Settings, default_url
 from runqueue.states import Actor, Status, Wake
 from runqueue.sweeper import Sweep
+from runqueue.trees import Tree
 from runqueue.wake import Watch
 from runqueue.why import Explanation
 
@@ -117,12 +130,25 @@ class Queue:
         timeout: float | None = None,
         priority: int = 0,
         run_id: str | None = None,
+        retries: int = 0,
+        retry_delay: float = 0.0,
+        retry_lost: bool = False,
+        max_depth: int | None = None,
+        max_children: int | None = None,
+        max_tree_runs: int | None = None,
     ) -> Run:
         """Add a run that starts a new session, or resumes `session_id`; durable on return.
 
         `timeout` is in seconds: a run that no runner has claimed by then fails. It defaults to
         300 for a run with demands and to none otherwise. The same `run_id` with the same
         content is accepted again and adds nothing. Raises InvalidRun or SessionNotFound.
+
+        With `retries` a failure that its runner says may be retried, and with `retry_lost` also
+        the loss of its runner, is followed by another attempt, `retry_delay` seconds later. The
+        last three narrow the limits of its tree, which `Settings` has: how many levels of
+        children there may be, how many live children a session, and how many runs in all. A
+        run with a parent that would be over one raises InvalidRun, and IllegalMove when its
+        parent is being stopped.
         """
         request = enqueue.check(
             prompt,
@@ -135,7 +161,13 @@ class Queue:
             timeout=timeout,
             priority=priority,
             run_id=run_id,
-            max_prompt=self.settings.max_prompt,
+            retries=retries,
+            retry_delay=retry_delay,
+            retry_lost=retry_lost,
+            max_depth=max_depth,
+            max_children=max_children,
+            max_tree_runs=max_tree_runs,
+            config=self.settings,
         )
         return self._add([request])[0]
 
@@ -144,7 +176,7 @@ class Queue:
 
         Each request is a mapping of the keywords of `enqueue`, `prompt` among them.
         """
-        checked = [enqueue.check_mapping(request, self.settings.max_prompt) for request in requests]
+        checked = [enqueue.check_mapping(request, self.settings) for request in requests]
         return self._add(checked)
 
     def _add(self, requests: list[Request]) -> list[Run]:
@@ -189,25 +221,43 @@ class Queue:
         """Return what happened to a run, the oldest first. Raises RunNotFound."""
         return reading.timeline(self.store, self.get(run_id))
 
+    def attempts(self, run_id: str) -> list[Run]:
+        """Return all attempts that a run is one of, the oldest first. Raises RunNotFound.
+
+        Of a run that was never retried, only itself.
+        """
+        self.get(run_id)
+        found = (enqueue.find(self.store, one) for one in attempts.chain(self.store, run_id))
+        return [run for run in found if run is not None]
+
     def why(self, run_id: str) -> Explanation:
         """Explain why a run is in its status. Raises RunNotFound."""
         return why.explain(self.store, run_id, now=self.now())
 
-    def wait(self, run_id: str, timeout: float | None = None) -> Run:
+    def wait(self, run_id: str, timeout: float | None = None, *, last_attempt: bool = False) -> Run:
         """Wait until a run has ended and return it.
 
-        Raises RunNotFound, or WaitTimeout after `timeout` seconds; the run itself goes on.
+        With `last_attempt` wait until no other attempt follows, and return the last one, which
+        may be another run. Raises RunNotFound, or WaitTimeout after `timeout` seconds; the run
+        itself goes on.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         waits = pauses()
+        # That another attempt was made is told as work.
+        kinds = (Wake.END, Wake.WORK) if last_attempt else (Wake.END,)
         with ExitStack() as stack:
             watch: Watch | None = None
             while True:
                 left = math.inf if deadline is None else deadline - time.monotonic()
                 try:
-                    watch = watch or stack.enter_context(Watch(self.store, (Wake.END,)))
+                    watch = watch or stack.enter_context(Watch(self.store, kinds))
                     if reading.status(self.store, run_id).is_terminal:
-                        return self.get(run_id)
+                        one = attempts.of(self.store, run_id) if last_attempt else None
+                        if one is None or not (one.next_run_id or one.due_at):
+                            return self.get(run_id)
+                        if one.next_run_id:
+                            run_id = one.next_run_id
+                            continue
                     if left > 0:
                         watch.wait(min(left, LOOK_AGAIN))
                     waits = pauses()
@@ -223,10 +273,39 @@ class Queue:
     def stop(self, run_id: str, *, reason: str | None = None, actor: Actor = Actor.CALLER) -> Run:
         """Ask for a run to be stopped; one that nobody owns yet is cancelled.
 
-        Asking again is harmless. Raises RunNotFound, or IllegalMove when it has ended.
+        Asking again is harmless. Of one that has failed and waits for another attempt, none is
+        made. Raises RunNotFound, or IllegalMove when it has ended.
         """
-        moves.stop_or_cancel(self.store, run_id, now=self.now(), actor=actor, reason=reason)
+        now = self.now()
+        try:
+            moves.stop_or_cancel(self.store, run_id, now=now, actor=actor, reason=reason)
+        except IllegalMove:
+            if not follow.give_up(self.store, run_id, now=now, actor=actor):
+                raise
         return self.get(run_id)
+
+    def tree(self, one: str) -> Tree:
+        """Return the whole tree that a run or a session belongs to, by the id of either.
+
+        Raises RunNotFound or SessionNotFound.
+        """
+        return trees.of(self.store, one)
+
+    def stop_tree(
+        self,
+        one: str,
+        *,
+        below: bool = False,
+        reason: str | None = None,
+        actor: Actor = Actor.CALLER,
+    ) -> list[Run]:
+        """Stop every run of the tree that a run or a session belongs to; return those.
+
+        With `below` only those of that session and of what is below it. It is one transaction,
+        and no end of a session that is stopped with its parent resumes the parent. Raises
+        RunNotFound or SessionNotFound.
+        """
+        return trees.stop(self.store, one, below=below, now=self.now(), actor=actor, reason=reason)
 
     def cancel(self, run_id: str, *, reason: str | None = None, actor: Actor = Actor.CALLER) -> Run:
         """End a run that nobody owns yet. Raises RunNotFound, or IllegalMove for any other."""

@@ -106,7 +106,7 @@ def timeline(store: Store, run: Run) -> list[Event]:
     events = Event.from_rows(store.run(statements.EVENTS, run_id=run.run_id))
     if not events or events[0].status != Status.PENDING:
         events.insert(0, _unrecorded(run, Status.PENDING, run.created_at))
-    last = max(place for place, event in enumerate(events) if not event.is_late)
+    last = max(place for place, event in enumerate(events) if not event.is_note)
     if events[last].status != run.status:
         at = run.completed_at if run.is_terminal else None
         events.insert(last + 1, _unrecorded(run, run.status, at))

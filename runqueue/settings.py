@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -38,6 +38,12 @@ MAX_PROMPT: Final = 1_048_576
 """Limit of a prompt in bytes of UTF-8."""
 MAX_FIELD: Final = 4_096
 """Limit of any other text that a caller gives, in characters."""
+MAX_DEPTH: Final = 5
+"""Levels of children below the session that a tree begins with."""
+MAX_CHILDREN: Final = 16
+"""Children of one session that may be pending or active at the same time."""
+MAX_TREE_RUNS: Final = 256
+"""Runs of one tree, those that have ended too."""
 
 ENV_FILE: Final = "/etc/runqueue/runqueue.env"
 
@@ -46,12 +52,33 @@ _LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Settings:
-    """The times, in seconds, that a queue's runners and sweeps go by."""
+    """The times, in seconds, that a queue's runners and sweeps go by, and the limits of trees."""
 
     lease: float = LEASE
     stop_grace: float = STOP_GRACE
     start_deadline: float = START_DEADLINE
     max_prompt: int = MAX_PROMPT
+    max_depth: int = MAX_DEPTH
+    max_children: int = MAX_CHILDREN
+    max_tree_runs: int = MAX_TREE_RUNS
+
+
+def tree_limits(environ: Mapping[str, str] | None = None) -> dict[str, int]:
+    """Return the limits of trees that RUNQUEUE_* sets, by the names that `Settings` has for them.
+
+    Raises ConfigurationError for a value that is no limit.
+    """
+    environ = os.environ if environ is None else environ
+    found = {}
+    for name in ("max_depth", "max_children", "max_tree_runs"):
+        variable = f"RUNQUEUE_{name.upper()}"
+        text = environ.get(variable, "").strip()
+        if not text:
+            continue
+        if not (text.isascii() and text.isdecimal() and len(text) < 10):
+            raise ConfigurationError(f"{variable} is {text[:40]!r}, which is not a whole number")
+        found[name] = int(text)
+    return found
 
 
 def default_url(environ: MutableMapping[str, str] | None = None) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from runqueue.backoff import pauses
@@ -39,6 +39,7 @@ class Slots:
         slots: int,
         stop_grace: float,
         drain: float,
+        retry_exits: Collection[int] = (),
     ) -> None:
         self._store = store
         self._runner = runner
@@ -46,6 +47,7 @@ class Slots:
         self._free = threading.Semaphore(slots)
         self._stop_grace = stop_grace
         self._drain = drain
+        self._retry_exits = frozenset(retry_exits)
         self._lock = threading.Lock()
         self._executions: set[Execution] = set()
         self._threads: set[threading.Thread] = set()
@@ -208,7 +210,10 @@ class Slots:
         if outcome.kind == "completed":
             claim.complete(outcome.result)
         elif outcome.kind == "failed":
-            claim.fail(outcome.error or "the command failed")
+            claim.fail(
+                outcome.error or "the command failed",
+                retry=outcome.exit_status in self._retry_exits,
+            )
         else:
             try:
                 claim.confirm_stop()

@@ -11,7 +11,9 @@ for one another in one order, and none waits in a circle.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import and_
 from typing import Any, Final
 
 from peewee import JOIN, SQL, Case, NodeList, Select, Value, fn
@@ -19,7 +21,7 @@ from peewee import JOIN, SQL, Case, NodeList, Select, Value, fn
 from runqueue.database import Hole, Statement
 from runqueue.engines.base import Either
 from runqueue.models import Daemon, Event, Row, Run, Runner, Session
-from runqueue.states import ACTIVE, MOVES, TERMINAL, Actor, Status
+from runqueue.states import ACTIVE, MOVES, TERMINAL, Actor, ExecutionMode, Status
 
 
 def hole(name: str) -> Value:
@@ -275,8 +277,20 @@ def _move(name: str, where: Any, *returning: Any, **sets: Any) -> Any:
     return update.returning(*returning) if returning else update
 
 
+def _told_by(name: str, *columns: Any) -> tuple[Any, ...]:
+    """What a move returns: of an end also, at last, what says whether something follows it.
+
+    As it stands in the row: SQLite 3.40 answers an IS NULL in RETURNING wrongly.
+    """
+    return (*columns, *_FOLLOWED) if MOVES[name].target in TERMINAL else columns
+
+
+_FOLLOWED: Final = (Run.execution_mode, Run.parent_session_id, Run.attempt, Run.callback_run_id)
+
+
 def _by_anyone(name: str, **sets: Any) -> Statement:
-    return Statement(lambda: _move(name, Run.run_id == hole("run_id"), Run.session, **sets))
+    told = _told_by(name, Run.session)
+    return Statement(lambda: _move(name, Run.run_id == hole("run_id"), *told, **sets))
 
 
 def _fence() -> Any:
@@ -309,8 +323,22 @@ def _told(name: str, update: Any, *columns: Any, **detail: Any) -> Either:
     )
 
 
-def _by_owner(name: str, **sets: Any) -> Statement:
-    return Statement(lambda: _told(name, _move(name, this_run() & _fence(), **sets), Run.session))
+def _by_owner(name: str, *conditions: Callable[[], Any], **sets: Any) -> Statement:
+    told = _told_by(name, Run.session)
+
+    def build() -> Any:
+        where = reduce(and_, (condition() for condition in (this_run, _fence, *conditions)))
+        return _told(name, _move(name, where, **sets), *told)
+
+    return Statement(build)
+
+
+def _is_followed_by_nothing() -> Any:
+    """Whether all that is to be done at an end is to record it."""
+    is_child = (Run.execution_mode == literal(ExecutionMode.ASYNC_CALLBACK)) & (
+        Run.parent_session_id.is_null(False)
+    )
+    return Run.attempt.is_null() & ~is_child
 
 
 def _start() -> Any:
@@ -379,6 +407,13 @@ OWNER_MOVES: Final = {
     "confirm": _by_owner("confirm"),
     "release": _by_owner("release", **_UNOWNED),
 }
+LONE_MOVES: Final = {
+    **OWNER_MOVES,
+    "complete": _by_owner("complete", _is_followed_by_nothing, result=hole("result")),
+    "fail": _by_owner("fail", _is_followed_by_nothing, error=hole("error")),
+    "confirm": _by_owner("confirm", _is_followed_by_nothing),
+}
+"""Likewise, where the statement is all of the transaction: not of an end that something follows."""
 START_MANY: Final = _by_owner_of_many("start")
 COMPLETE_MANY: Final = _by_owner_of_many("complete", "result")
 FREE_MOVES: Final = {
@@ -817,9 +852,8 @@ class Rescue:
         query = query.for_update(NO_KEY, of=(due, session), skip_locked=True)
         return Either(sqlite=condition(Run), postgres=(Run.run_id == _any_of(query)))
 
-    @staticmethod
-    def _returned() -> tuple[Any, ...]:
-        return Run.run_id, Run.error
+    def _returned(self) -> tuple[Any, ...]:
+        return _told_by(self.name, Run.run_id, Run.error)
 
 
 RESCUES: Final = (
@@ -868,7 +902,8 @@ def _expire() -> Any:
             .for_update(NO_KEY, of=(some, session), skip_locked=True)
         ),
     )
-    return _move("expire", batch & _is_due(), Run.run_id, error=hole("error"))
+    told = _told_by("expire", Run.run_id, Run.error)
+    return _move("expire", batch & _is_due(), *told, error=hole("error"))
 
 
 EXPIRE: Final = Statement(_expire)

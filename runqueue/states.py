@@ -60,6 +60,8 @@ class Actor(str, Enum):
     RUNNER = "runner"
     DAEMON = "daemon"
     OPERATOR = "operator"
+    QUEUE = "queue"
+    """The queue itself: a note of what belongs to the run, which enters no status."""
 
     def __str__(self) -> str:
         return self.value

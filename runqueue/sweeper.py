@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from runqueue import clock, moves, settings, statements, why
+from runqueue import clock, follow, moves, settings, statements, why
 from runqueue.database import Store, again
 from runqueue.states import Actor, Wake
 
@@ -25,16 +25,24 @@ class Sweep(NamedTuple):
     settled: int = 0
     lost: int = 0
     released: int = 0
+    told: int = 0
+    """Ends that were written by hand, of which parents were told."""
+    retried: int = 0
+    """Attempts whose time had come."""
 
     def __bool__(self) -> bool:
         return any(self)
 
 
 def sweep(store: Store, config: settings.Settings, *, now: str, rescues: bool = True) -> Sweep:
-    """Expire, settle, lose and release what is due at `now`; without `rescues` only expire."""
+    """Expire, settle, lose and release what is due at `now`; then do what follows any end.
+
+    Without `rescues` nothing is settled, lost or released.
+    """
     expired = _expire(store, now)
     if not rescues:
-        return Sweep(expired)
+        told, retried = follow.catch_up(store, now=now)
+        return Sweep(expired, told=told, retried=retried)
     times = {
         "now": now,
         "lease_ago": clock.shift(now, -config.lease),
@@ -46,7 +54,9 @@ def sweep(store: Store, config: settings.Settings, *, now: str, rescues: bool = 
         for rescue in statements.RESCUES
         if store.run(rescue.due, **times)
     }
-    return Sweep(expired, counts.get("settle", 0), counts.get("lose", 0), counts.get("release", 0))
+    settled, lost, released = (counts.get(name, 0) for name in ("settle", "lose", "release"))
+    told, retried = follow.catch_up(store, now=now)
+    return Sweep(expired, settled, lost, released, told, retried)
 
 
 @again
@@ -103,10 +113,17 @@ def _rescue(store: Store, rescue: statements.Rescue, times: dict[str, str]) -> i
 def _record(store: Store, name: str, rows: list[tuple[Any, ...]], now: str, actor: Actor) -> None:
     detail = "its owner is gone or did not start it" if name == "release" else None
     by_detail: dict[str | None, list[str]] = {}
-    for run_id, error in rows:
+    for run_id, error, *_ in rows:
         by_detail.setdefault(detail or error, []).append(run_id)
+    followed = {row[0] for row in rows if moves.is_followed(row)}
     for told, run_ids in by_detail.items():
-        moves.record_many(store, name, run_ids, now=now, actor=actor, detail=told)
+        moves.record_many(
+            *(store, name, run_ids),
+            now=now,
+            actor=actor,
+            detail=told,
+            followed=[run_id for run_id in run_ids if run_id in followed],
+        )
 
 
 def _expire(store: Store, now: str) -> int:
@@ -135,5 +152,5 @@ def _expire_batch(store: Store, now: str, text: str, waiting: int, error: str) -
         rows = store.run(
             statements.EXPIRE, now=now, text=text, waiting=waiting, error=error, limit=BATCH
         )
-        _record(store, "expire", [(row[0], error) for row in rows], now, Actor.DAEMON)
+        _record(store, "expire", rows, now, Actor.DAEMON)
         return len(rows)

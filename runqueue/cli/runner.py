@@ -73,6 +73,14 @@ log = logging.getLogger("runqueue.runner")
     show_default=True,
     help="Seconds without a heartbeat after which it is dead; a daemon's --lease is preferred.",
 )
+@click.option(
+    "--retry-exit",
+    "retry_exits",
+    multiple=True,
+    type=click.IntRange(1, 255),
+    metavar="CODE",
+    help="An exit status of COMMAND after which a run may be retried; may be repeated.",
+)
 @click.option("--log-level", type=LEVELS, default="info", show_default=True)
 @version_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -86,6 +94,7 @@ def runner(
     stop_grace: float,
     drain: float,
     lease: float,
+    retry_exits: tuple[int, ...],
     log_level: str,
     command: tuple[str, ...],
 ) -> None:
@@ -94,7 +103,8 @@ def runner(
     The prompt is its standard input; RUNQUEUE_RUN_ID, RUNQUEUE_SESSION_ID, RUNQUEUE_RUN_TYPE,
     RUNQUEUE_AGENT_NAME and RUNQUEUE_DB are in its environment; the run's project directory is
     its working directory. Its standard output is the result; an exit status other than 0 fails
-    the run, with the end of standard error as the reason.
+    the run, with the end of standard error as the reason. A run that was enqueued with retries
+    is executed again after one of the --retry-exit.
     """
     from runqueue.cli.logs import configure
     from runqueue.signals import on_ending
@@ -113,7 +123,13 @@ def runner(
         tags=tags,
         properties=gather(properties),
     )
-    work = Slots(queue.store, registered, command, slots=slots, stop_grace=stop_grace, drain=drain)
+    work = Slots(
+        *(queue.store, registered, command),
+        slots=slots,
+        stop_grace=stop_grace,
+        drain=drain,
+        retry_exits=retry_exits,
+    )
 
     def end() -> None:
         work.shut_down()

@@ -11,8 +11,9 @@ import click
 
 from runqueue.cli import render
 from runqueue.cli.base import Duration, Pairs, db_option, for_each, gather, open_queue
+from runqueue.cli.family import family_options
 from runqueue.errors import InvalidRun, RunNotFound, WaitTimeout
-from runqueue.settings import MAX_PROMPT, Settings
+from runqueue.settings import MAX_PROMPT, Settings, tree_limits
 from runqueue.states import Actor, ExecutionMode, Status
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ IDS_LIMIT = 64 * 1024 * 1024
     show_default=True,
     help="Refuse a prompt of more bytes.",
 )
+@family_options
 @click.option("--wait", "is_awaited", is_flag=True, help="Wait for the end; print the result.")
 @render.output_option
 @db_option
@@ -84,13 +86,14 @@ def enqueue(
     text = _read_text("the prompt", max_prompt) if prompt == "-" else prompt
     if keywords["project_dir"]:  # the runner's own directory is another one
         keywords["project_dir"] = str(Path(keywords["project_dir"]).absolute())
-    queue = open_queue(create=True, settings=Settings(max_prompt=max_prompt))
+    config = Settings(max_prompt=max_prompt, **tree_limits())
+    queue = open_queue(create=True, settings=config)
     run = queue.enqueue(text, demands=wanted, **keywords)
     if not is_awaited:
         _print_ids([run], output)
         return 0
     render.echo(run.run_id, err=True)
-    return _await(queue, run.run_id, None, output)
+    return _await(queue, run.run_id, None, output, last_attempt=True)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -123,9 +126,11 @@ def _row(run: Run) -> dict[str, Any]:
     return row
 
 
-def _await(queue: Queue, run_id: str, timeout: float | None, output: str) -> int:
+def _await(
+    queue: Queue, run_id: str, timeout: float | None, output: str, *, last_attempt: bool = False
+) -> int:
     try:
-        run = queue.wait(run_id, timeout)
+        run = queue.wait(run_id, timeout, last_attempt=last_attempt)
     except WaitTimeout as error:
         render.echo(f"Error: {error}", err=True)
         return NOT_COMPLETED
@@ -136,7 +141,7 @@ def _await(queue: Queue, run_id: str, timeout: float | None, output: str) -> int
     if run.status == Status.COMPLETED:
         return 0
     reason = f": {run.error}" if run.error else ""
-    line = f"run {render.printable(run_id)} {run.status}{reason}"
+    line = f"run {render.printable(run.run_id)} {run.status}{reason}"
     render.echo_lines(line, indent="  ", err=True)
     return NOT_COMPLETED
 
@@ -238,14 +243,19 @@ def why(run_id: str, output: str) -> None:
 @render.output_option
 @db_option
 def timeline(run_id: str, output: str) -> None:
-    """Show what happened to a run, and who did it."""
+    """Show what happened to a run, and who did it; of one that was retried, to each attempt."""
     queue = open_queue()
+    attempts = queue.attempts(_get(queue, run_id).run_id)
     rows = []
-    for event in queue.timeline(_get(queue, run_id).run_id):
-        row = event.as_dict()
-        row.pop("event_id", None)
-        rows.append(row)
-    render.emit(rows, output, key="run_id", columns=("at", "status", "actor", "detail"))
+    for one in attempts:
+        for event in queue.timeline(one.run_id):
+            row = event.as_dict()
+            row.pop("event_id", None)
+            rows.append(row)
+    columns = ("at", "status", "actor", "detail")
+    render.emit(
+        rows, output, key="run_id", columns=("run_id", *columns) if attempts[1:] else columns
+    )
 
 
 def _get(queue: Queue, run_id: str) -> Run:
@@ -266,6 +276,16 @@ def _get(queue: Queue, run_id: str) -> Run:
         return queue.get(ids[0])
 
 
+def member(queue: Queue, one: str) -> str:
+    """Return what names a tree: a session's id, or the whole id of a run."""
+    if one.startswith("ses_"):
+        return one
+    try:
+        return _get(queue, one).run_id
+    except RunNotFound:
+        return one  # a session that somebody gave another kind of id, or nothing
+
+
 def _ids(given: Iterable[str]) -> list[str]:
     ids: list[str] = []
     for one in given:
@@ -282,12 +302,25 @@ def _for_each(given: Sequence[str], act: Callable[[Queue, Run], None]) -> int:
 @click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
 @click.option("--reason", help="Kept in the timeline.")
 @click.option("--wait", "is_awaited", is_flag=True, help="Wait until it has ended.")
+@click.option(
+    "--tree",
+    "is_tree",
+    is_flag=True,
+    help="Stop all of its tree, parents and children; RUN may be a session.",
+)
+@click.option("--below", is_flag=True, help="With --tree: only its session and those below.")
 @db_option
-def stop(run_ids: tuple[str, ...], reason: str | None, is_awaited: bool) -> int:
+def stop(
+    run_ids: tuple[str, ...], reason: str | None, is_awaited: bool, is_tree: bool, below: bool
+) -> int:
     """Stop runs: their processes are ended; a pending run is cancelled.
 
     RUN may be - to read ids from standard input.
     """
+    if below and not is_tree:
+        raise click.UsageError("--below is for --tree")
+    if is_tree:
+        return _stop_trees(run_ids, reason, is_awaited, below)
 
     def act(queue: Queue, run: Run) -> None:
         run = queue.stop(run.run_id, reason=reason, actor=Actor.OPERATOR)
@@ -296,6 +329,21 @@ def stop(run_ids: tuple[str, ...], reason: str | None, is_awaited: bool) -> int:
         render.echo(f"{run.run_id} {run.status}")
 
     return _for_each(run_ids, act)
+
+
+def _stop_trees(given: Sequence[str], reason: str | None, is_awaited: bool, below: bool) -> int:
+    queue = open_queue()
+
+    def act(one: str) -> None:
+        runs = queue.stop_tree(member(queue, one), below=below, reason=reason, actor=Actor.OPERATOR)
+        for run in runs:
+            if is_awaited:
+                run = queue.wait(run.run_id)
+            render.echo(f"{run.run_id} {run.status}")
+        if not runs:
+            render.echo(f"nothing of the tree of {one} is at work", err=True)
+
+    return for_each(_ids(given), act)
 
 
 @click.command()

@@ -129,7 +129,7 @@ class _History(NamedTuple):
 
 def _history(queue: Queue, run: Run) -> _History:
     events = queue.timeline(run.run_id)
-    moves = [event for event in events if not event.is_late]
+    moves = [event for event in events if not event.is_note]
     return _History(moves, len(events) - len(moves))
 
 

@@ -20,12 +20,13 @@ from runqueue import Queue
 
 MISSING_RUN = "run_ffffffffffff"
 MISSING_SESSION = "ses_ffffffffffff"
-ON_A_RUN = ["show", "wait", "why", "timeline", "stop", "release", "retry"]
+ON_A_RUN = ["show", "wait", "why", "timeline", "stop", "release", "retry", "tree"]
 READING = [
     *(("list",), ("show", "x"), ("wait", "x"), ("why", "x"), ("timeline", "x"), ("stop", "x")),
     *(("release", "x"), ("retry", "x"), ("sessions", "list"), ("sessions", "show", "x")),
     *(("sessions", "delete", "x"), ("runners", "list"), ("runners", "show", "x")),
     *(("runners", "drain", "x"), ("runners", "remove", "x"), ("status",), ("prune",)),
+    *(("tree", "x"), ("stop", "--tree", "x")),
     *(("db", "upgrade"), ("db", "check"), ("db", "backup", "copy.db")),
 ]
 
@@ -43,6 +44,9 @@ def assert_is_one_sentence(ended: Any) -> None:
     "words",
     [
         *((command, MISSING_RUN) for command in ON_A_RUN),
+        ("tree", MISSING_SESSION),
+        ("stop", "--tree", MISSING_RUN),
+        ("stop", "--tree", MISSING_SESSION),
         ("sessions", "show", MISSING_SESSION),
         ("sessions", "delete", MISSING_SESSION),
         ("enqueue", "x", "--session", MISSING_SESSION),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runqueue import Queue, statements
+from runqueue import Queue, statements, statements_family
 from runqueue.database import Hole, Statement
 from tests.helpers import execute_sql
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["postgres"], indirect=True
 
 
 def every_statement() -> Iterator[tuple[str, Statement]]:
-    for name, value in vars(statements).items():
+    for name, value in {**vars(statements), **vars(statements_family)}.items():
         if isinstance(value, Statement):
             yield name, value
         elif isinstance(value, dict):
@@ -32,10 +32,15 @@ def every_statement() -> Iterator[tuple[str, Statement]]:
 
 
 STATEMENTS = {name: one for name, one in every_statement() if not name.startswith("INSERT_")}
-BY_KEY = ("GET_RUN", "RUN_STATE", "RUN_STATUS", "KEEP_LATE", "SET_DEMANDS")
+BY_KEY = (
+    *("GET_RUN", "RUN_STATE", "RUN_STATUS", "KEEP_LATE", "SET_DEMANDS", "SESSION_OF_RUN"),
+    *("ENDED", "ENDED_RUN", "NOTE", "NUMBER_ATTEMPT", "ADD_TO_ERROR"),
+    *("MARK_TOLD", "MARK_AGAIN", "EXTEND_CALLBACK"),
+)
+OF_ATTEMPT = ("GET_ATTEMPT", "COUNT_LOST", "LINK_NEXT", "SCHEDULE", "UNSCHEDULE")
 OF_SESSION = (
     *("BIND_SESSION", "RESUME_SESSION", "BIND_SESSIONS", "RESUME_SESSIONS"),
-    *("LOCK_SESSION", "LOCK_SESSION_TO_DELETE"),
+    *("LOCK_SESSION", "LOCK_SESSION_TO_DELETE", "LIMITS_OF", "SET_LIMITS", "SESSIONS_OF"),
 )
 OF_RUNNER = ("BEAT", "RUNNER_STATE", "TAKE_OVER", "LOCK_RUNNER", "DRAIN_RUNNER", "DELETE_RUNNER")
 OF_STATUS = "idx_runs_status(_created)?"
@@ -53,6 +58,7 @@ PLANS = {
         f"CLAIMS[{depth}]": "idx_runs_ready runners_pkey runs_pkey sessions_pkey"
         for depth in statements.CLAIMS
     },
+    **{f"LONE_MOVES[{name}]": "runs_pkey sessions_pkey" for name in statements.LONE_MOVES},
     "START_MANY": "runs_pkey",
     "COMPLETE_MANY": "runs_pkey",
     "EVENTS": "idx_run_events_run_id",
@@ -86,20 +92,45 @@ PLANS = {
     "WAS_STARTED": "idx_runs_session_id",
     "STATUSES_OF_SESSION": "idx_runs_session_id",
     "AHEAD": "idx_runs_ready",
+    **dict.fromkeys(OF_ATTEMPT, "run_attempts_pkey"),
+    **dict.fromkeys(("COUNT_RUNS", "RUNS_OF", "LIVE_OF"), "idx_runs_session_id"),
+    "FIRST_PENDING": "idx_runs_session_pending",
+    "WAITING_CALLBACK": "idx_runs_tells",
+    "WAS_STOPPING": "idx_run_events_run_id",
+    "DUE_ATTEMPTS": "idx_run_attempts_due",
+    "WAITING_ATTEMPTS": "(idx_run_attempts_due )?idx_runs_session_id( run_attempts_pkey)?",
+    "UNTOLD": "idx_runs_untold",
+    "LATEST_AS_CHILD": "idx_runs_child",
+    "PARENT_OF": "idx_runs_child sessions_pkey",
+    "CHILDREN": "idx_runs_(parent|child) idx_sessions_parent",
+    "LIVE_CHILDREN": "idx_runs_(child )?(idx_runs_)?one_active( idx_runs_parent)? "
+    "idx_runs_session_pending idx_sessions_parent",
+    "SILENCE": "idx_runs_(child|parent)( idx_runs_session_id)?",
 }
 OTHERS = {
     # tables of as many rows as there are processes
     *("LEASE_WANTED", "BEAT_DAEMON", "DELETE_DAEMON", "LIVE_RUNNERS", "LIVE_DAEMONS"),
-    # it reads nothing but what it is given
-    "NEW_RUNS",
+    # they read nothing but what they are given
+    *("NEW_RUNS", "RIGHTS"),
     # read by a function of the database, or by `db check`, which reads everything
     *("HEAL", "STUCK", "AHEAD_OF_TURN", "UNMARK", "MARK"),
 }
-WITHOUT_CONDITION = {"DEMAND_TEXTS"}
-"""It reads the first entry of an index, and seeks the next texts from there."""
+WITHOUT_CONDITION = {
+    # it reads the first entry of an index, and seeks the next texts from there
+    "DEMAND_TEXTS",
+    # an index that holds only what is to be found
+    "UNTOLD",
+    # of what is rare: while there is next to none, reading all of it is as cheap as seeking
+    *("CHILDREN", "LIVE_CHILDREN", "SILENCE", "WAITING_ATTEMPTS"),
+}
+"""Statements that may read an index from its beginning."""
 VALUES = {
     "texts": [""],
     "session_ids": ["ses_a"],
+    "run_ids": ["run_a"],
+    "attempt": 1,
+    "tells": 1,
+    "lost": 1,
     "limit": 10,
     "most": 10,
     "newer": 10,

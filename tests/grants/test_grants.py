@@ -34,7 +34,7 @@ from tests.helpers import (
 
 psycopg = pytest.importorskip("psycopg")
 
-TABLES = ("run_events", "runs", "sessions", "runners", "daemons")
+TABLES = ("run_attempts", "run_events", "runs", "sessions", "runners", "daemons")
 SECURITY = Path(__file__).resolve().parents[2] / "docs" / "security.md"
 ODD = """ "o'n\\e" $$ %s ü"""
 """What must be quoted in an identifier, a text, a DO block, a format string or a URL."""
@@ -878,3 +878,82 @@ def test_a_runners_role_is_given_every_column_that_a_claim_returns() -> None:
 
 def _names(model: type[Row]) -> set[str]:
     return {field.column_name for field in model._meta.sorted_fields}
+
+
+# --- what follows an end
+
+
+def _family(operator: Queue, queue: Queue, place: Place, **terms: Any) -> tuple[Any, Any, Any]:
+    """A parent at work, and a child at work that is to tell it; and the runner of both."""
+    parent = operator.enqueue("parent")
+    runner = queue.runner("worker")
+    runner.open()
+    start(runner)
+    place.clock.advance(1)
+    operator.enqueue(
+        "child", parent_session_id=parent.session_id, execution_mode="async_callback", **terms
+    )
+    return parent, start(runner), runner
+
+
+def test_a_child_that_a_runners_role_ends_is_told_of_at_the_next_tick(
+    place: Place, operator: Queue, connect: Callable[[str], Queue], team: str
+) -> None:
+    """That role adds no runs; whoever sweeps does, once."""
+    parent, child, runner = _family(operator, connect(team), place)
+    child.complete("the result")
+    assert operator.get(child.run.run_id).status == "completed"
+    assert [run.tells for run in operator.find(session_id=parent.session_id)] == [None]
+    assert operator.sweep().told == 1
+    assert operator.sweep().told == 0
+    callback, _ = operator.find(session_id=parent.session_id)
+    (end,) = runqueue.parse_callback(callback.prompt)
+    assert end.result == "the result"
+    runner.close()
+
+
+@pytest.mark.parametrize("delay", [0, 5])
+def test_a_runners_role_asks_for_another_attempt_and_a_sweep_makes_it(
+    place: Place, operator: Queue, connect: Callable[[str], Queue], team: str, delay: float
+) -> None:
+    """After the delay that was asked for; the parent hears of the last one."""
+    parent, child, runner = _family(operator, connect(team), place, retries=1, retry_delay=delay)
+    child.fail("busy", retry=True)
+    if delay:
+        assert operator.sweep().retried == 0
+        place.clock.advance(delay)
+    assert operator.sweep().retried == 1
+    _, second = operator.attempts(child.run.run_id)
+    assert [run.tells for run in operator.find(session_id=parent.session_id)] == [None]
+    last = start(runner)
+    assert last.run.run_id == second.run_id
+    last.fail("busy", retry=True)
+    assert operator.sweep() == (0, 0, 0, 0, 1, 0)
+    runner.close()
+
+
+def test_a_runners_role_asks_for_no_attempt_of_what_was_to_be_stopped(
+    place: Place, operator: Queue, connect: Callable[[str], Queue], team: str
+) -> None:
+    """It cannot see the history; whoever sweeps can."""
+    parent, child, runner = _family(operator, connect(team), place, retries=1)
+    operator.stop(child.run.run_id)
+    child.fail("busy", retry=True)
+    operator.sweep()
+    assert len(operator.attempts(child.run.run_id)) == 1
+    callback, _ = operator.find(session_id=parent.session_id)
+    assert callback.tells == 1
+    runner.close()
+
+
+def test_a_runners_role_cannot_ask_for_attempts_of_others(
+    place: Place, operator: Queue, connect: Callable[[str], Queue]
+) -> None:
+    """Nor change what was asked for its own."""
+    *_, runner = _family(operator, connect(place.one), place, retries=1)
+    due = "UPDATE run_attempts SET due_at = '2026-01-01T00:00:00.000000Z'"
+    assert place.changed(due, place.two) == 0
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        place.execute("UPDATE run_attempts SET retries = 99", place.one)
+    assert place.changed(due, place.one) == 1
+    runner.close()

@@ -33,7 +33,7 @@ from tests.helpers import LONG, ROOT, ids, in_background, start, take
 from tests.move.conftest import everything
 
 ODD = "naïve 日本語 🚀 \\x00 \\N \\. %s {} ' \" \t\r\n \u202e end"
-TABLES = ("sessions", "runs", "run_events", "runners", "daemons")
+TABLES = ("sessions", "runs", "run_events", "run_attempts", "runners", "daemons")
 STEPS = ("copy", "verify", "commit", "close", "open")
 
 

@@ -491,3 +491,23 @@ def test_four_runners_execute_every_run_exactly_once(
         for status in ("pending", "claimed", "running", "completed")
     }
     assert counts == dict.fromkeys(counts, 400)
+
+
+def test_an_exit_status_that_may_be_retried_is(
+    queue: Queue,
+    start_runner: Callable[..., Any],
+    has_status: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """Only that one, only for a run that asked for it, and the last attempt has the result."""
+    start_runner("alpha", "--retry-exit", "75", "--retry-exit", "9")
+    seen = tmp_path / "seen"
+    script = f"if test -e {seen}; then echo done; else touch {seen}; exit 75; fi"
+    run = queue.enqueue(script, retries=2)
+    assert queue.wait(run.run_id, timeout=20, last_attempt=True).result == "done\n"
+    assert [one.status for one in queue.attempts(run.run_id)] == ["failed", "completed"]
+    assert queue.get(run.run_id).error.startswith("exit status 75")
+    for script, retries in (("exit 74", 2), ("exit 75", 0)):
+        other = queue.enqueue(script, retries=retries)
+        has_status(other.run_id, "failed")
+        assert len(queue.attempts(other.run_id)) == 1

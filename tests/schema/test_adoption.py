@@ -304,7 +304,7 @@ def test_extra_columns_of_runs_come_after_ours_with_their_defaults_and_values(gi
     )
     adopt(path)
     columns = [row[1] for row in sql(path, "PRAGMA table_info(runs)")]
-    assert columns[17:] == ["priority", "result", "waiting", "cost", "odd name"]
+    assert columns[17:22] == ["priority", "result", "waiting", "cost", "odd name"]
     rows = {row["run_id"]: row for row in rows_of(path, "runs")}
     assert (rows["run_0"]["cost"], rows["run_1"]["cost"]) == (1.5, 2.5)
     with runqueue.connect(url(path)) as queue:

@@ -63,11 +63,16 @@ def test_the_first_seventeen_columns_of_runs_are_the_given_ones_in_order(fresh, 
 def test_columns_of_ours_come_after_them_and_need_no_value(fresh, sql):
     """An INSERT that names only the given columns makes a normal run."""
     rows = sql(fresh, "PRAGMA table_info(runs)")[len(GIVEN) :]
-    assert [row[1] for row in rows] == ["priority", "result", "waiting"]
+    assert [row[1] for row in rows] == [
+        *("priority", "result", "waiting", "callback_run_id", "attempt", "tells"),
+    ]
     assert [(row[2], bool(row[3]), row[4]) for row in rows] == [
         ("INTEGER", True, "0"),
         ("TEXT", False, None),
         ("INTEGER", True, "0"),
+        ("TEXT", False, None),
+        ("INTEGER", False, None),
+        ("INTEGER", False, None),
     ]
 
 
@@ -108,7 +113,7 @@ def test_sessions_begin_with_the_columns_of_the_design(fresh, sql):
     assert [row[1] for row in sql(fresh, "PRAGMA table_info(sessions)")] == [
         *("session_id", "created_at", "agent_name", "project_dir", "parent_session_id"),
         *("execution_mode", "hostname", "executor_type", "executor_session_id"),
-        *("last_resumed_at", "home_dir"),
+        *("last_resumed_at", "home_dir", "tree_limits"),
     ]
     (row,) = sql(fresh, "PRAGMA foreign_key_list(sessions)")
     assert row[2:7] == ("sessions", "parent_session_id", "session_id", "NO ACTION", "SET NULL")

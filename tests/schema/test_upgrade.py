@@ -73,28 +73,51 @@ def schema_of(queue: Queue) -> list[tuple[Any, ...]]:
     ]
 
 
+AT = "2026-01-01T00:00:00.000000Z"
+GIVEN = "run_id, session_id, type, prompt, agent_name, status, created_at, completed_at, result"
+
+
+def add(queue: Queue, name: str, status: str, session: str | None = None) -> None:
+    """A run with its history, as an older version has left it."""
+    session_id = f"ses_{session or name}"
+    if session is None:
+        add_session = "INSERT INTO sessions (session_id, created_at) VALUES (?, ?)"
+        execute_sql(queue, add_session, session_id, AT)
+    ended = (AT, "the result") if status == "completed" else (None, None)
+    execute_sql(
+        queue,
+        f"INSERT INTO runs ({GIVEN}) VALUES (?, ?, 'START_SESSION', 'x', 'writer', ?, ?, ?, ?)",
+        *(f"run_{name}", session_id, status, AT, *ended),
+    )
+    execute_sql(
+        queue,
+        "INSERT INTO run_events (run_id, at, status, actor) VALUES (?, ?, ?, 'caller')",
+        *(f"run_{name}", AT, status),
+    )
+
+
 @pytest.mark.parametrize("version", range(1, schema.VERSION))
 def test_an_older_database_is_upgraded_with_all_its_rows(
     new_place: Callable[[], str], tmp_path: Path, version: int
 ) -> None:
     """And is then like a new one, down to the last index and trigger."""
     place = new_place()
-    with opened_by(version, place, tmp_path) as old, old.runner("worker") as runner:
-        ended = old.enqueue("ended", agent_name="writer")
-        start(runner).complete("the result")
-        first = old.enqueue("first", agent_name="writer")
-        second = old.enqueue("second", session_id=first.session_id)
-        runs = execute_sql(old, "SELECT * FROM runs ORDER BY run_id")
+    with opened_by(version, place, tmp_path) as old:
+        add(old, "ended", "completed")
+        add(old, "first", "pending")
+        add(old, "second", "pending", "first")
+        runs = execute_sql(old, f"SELECT {GIVEN} FROM runs ORDER BY run_id")
         events = execute_sql(old, "SELECT * FROM run_events ORDER BY event_id")
         assert schema.version_of(old.store) == version
     with runqueue.connect(place) as queue, queue.runner("worker") as runner:
         assert schema.version_of(queue.store) == schema.VERSION
-        assert execute_sql(queue, "SELECT * FROM runs ORDER BY run_id") == runs
+        assert execute_sql(queue, f"SELECT {GIVEN} FROM runs ORDER BY run_id") == runs
         assert execute_sql(queue, "SELECT * FROM run_events ORDER BY event_id") == events
-        assert ids(queue.find(agent_name="writer", limit=5)) == ids([second, first, ended])
-        for run in (first, second):
+        found = queue.find(agent_name="writer", limit=5)
+        assert set(ids(found)) == {"run_first", "run_second", "run_ended"}
+        for run_id in ("run_first", "run_second"):
             claim = start(runner)
-            assert claim.run.run_id == run.run_id
+            assert claim.run.run_id == run_id
             assert runner.claim(timeout=0) is None  # its session has one at a time
             claim.complete("r")
         with runqueue.connect(new_place()) as new:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import runqueue
-from runqueue import statements
+from runqueue import statements, statements_family
 from runqueue.database import Hole, Statement, Store
 from runqueue.states import ACTIVE, MOVES, TERMINAL, Status
 
@@ -16,6 +16,7 @@ RUN = "sqlite_autoindex_runs_1 (run_id=?)"
 SESSION = "sqlite_autoindex_sessions_1 (session_id=?)"
 OF_RUNNER = "idx_runs_runner_status_created (runner_id=? AND status=?)"
 RUNNER = "sqlite_autoindex_runners_1 (runner_id=?)"
+ATTEMPT = "sqlite_autoindex_run_attempts_1 (run_id=?)"
 
 PLANS = {
     # statement: the first table that it touches, by which index
@@ -84,17 +85,52 @@ PLANS = {
     "WAS_STARTED": "idx_runs_session_id (session_id=?)",
     "STATUSES_OF_SESSION": "idx_runs_session_id (session_id=?)",
     "AHEAD": "idx_runs_ready (waiting=? AND <expr>=?)",
+    # What follows an end, and trees.
+    "ENDED": RUN,
+    "ENDED_RUN": RUN,
+    "UNTOLD": "idx_runs_untold (execution_mode=? AND callback_run_id=?)",
+    "WAITING_CALLBACK": "idx_runs_tells (session_id=? AND tells>?)",
+    "FIRST_PENDING": "idx_runs_session_pending (session_id=?)",
+    "LATEST_AS_CHILD": "idx_runs_child (session_id=?)",
+    "INSERT_CALLBACK": None,
+    "EXTEND_CALLBACK": RUN,
+    "MARK_TOLD": RUN,
+    "MARK_AGAIN": RUN,
+    "NOTE": RUN,
+    "GET_ATTEMPT": ATTEMPT,
+    "INSERT_ATTEMPT": None,
+    "INSERT_NEXT": None,
+    "NUMBER_ATTEMPT": RUN,
+    "LINK_NEXT": ATTEMPT,
+    "SCHEDULE": ATTEMPT,
+    "UNSCHEDULE": ATTEMPT,
+    "DUE_ATTEMPTS": "idx_run_attempts_due (due_at<?)",
+    "WAS_STOPPING": "idx_run_events_run_id (run_id=?)",
+    "COUNT_LOST": ATTEMPT,
+    "ADD_TO_ERROR": RUN,
+    "PARENT_OF": SESSION,
+    "SESSION_OF_RUN": RUN,
+    "CHILDREN": "idx_sessions_parent (parent_session_id=?)",
+    "LIVE_CHILDREN": "idx_sessions_parent (parent_session_id=?)",
+    "LIMITS_OF": SESSION,
+    "SET_LIMITS": SESSION,
+    "COUNT_RUNS": "COVERING INDEX idx_runs_session_id (session_id=?)",
+    "RUNS_OF": "idx_runs_session_id (session_id=?)",
+    "SESSIONS_OF": SESSION,
+    "LIVE_OF": "idx_runs_session_id (session_id=?)",
+    "WAITING_ATTEMPTS": "idx_runs_session_id (session_id=?)",
+    "SILENCE": "idx_runs_child (session_id=?)",
 }
 """None: an INSERT has no plan of its own. A table's name: small, read whole."""
 
 ONLY_WHERE_ROWS_ARE_LOCKED = {
     *("LOCK_SESSIONS", "LOCK_SESSIONS_TO_DELETE", "LOCK_SESSION_OF_RUN"),
-    *("LOCK_SESSIONS_OF_RUNNER", "HEAL", "NEW_RUNS"),
+    *("LOCK_SESSIONS_OF_RUNNER", "HEAL", "RIGHTS", "NEW_RUNS"),
 }
 """Statements that SQLite does not know: a writer is alone there, and writes one table at a time."""
 
 FIRST_FEW = (
-    *("text", "texts", "listed", "start", "every"),
+    *("text", "texts", "listed", "start", "every", "some", "child"),
     *("newest_completed", "newest_failed", "newest_stopped"),
 )
 """Lists that a statement is given, or that a limit within it keeps short."""
@@ -103,7 +139,7 @@ SMALL = ("runners", "daemons")
 
 
 def _every() -> Iterator[tuple[str, Statement]]:
-    for name, value in vars(statements).items():
+    for name, value in {**vars(statements), **vars(statements_family)}.items():
         if isinstance(value, Statement):
             if name not in ONLY_WHERE_ROWS_ARE_LOCKED:
                 yield name, value
