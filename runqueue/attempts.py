@@ -39,6 +39,8 @@ NO_TERMS: Final = Terms()
 
 def check_terms(retries: object, delay: object, on_lost: object) -> Terms:
     """Return the terms. Raises InvalidRun, in one sentence."""
+    if type(retries) is int and not retries and delay == 0 and on_lost is False:
+        return NO_TERMS
     if not isinstance(retries, int) or isinstance(retries, bool) or not 0 <= retries <= MOST:
         raise InvalidRun(f"the retries must be a whole number from 0 to {MOST}")
     if not clock.is_duration(delay):

@@ -51,7 +51,9 @@ def of_settings(config: settings.Settings) -> Limits:
 
 def check(depth: object, children: object, runs: object) -> Limits:
     """Return the limits that a caller asks for. Raises InvalidRun."""
-    asked = Limits(*(None if one is None else one for one in (depth, children, runs)))  # type: ignore[arg-type]
+    if depth is None and children is None and runs is None:
+        return NONE
+    asked = Limits(depth, children, runs)  # type: ignore[arg-type]
     for name, value in asked._asdict().items():
         if value is None:
             continue
