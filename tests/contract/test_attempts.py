@@ -384,6 +384,7 @@ def test_a_parent_hears_once_of_the_last_attempt(
     clock.advance(delay)
     queue.sweep()
     assert ids(queue.find(session_id=parent.session_id)) == [parent.run_id]
+    assert queue.get(child.run_id).callback_run_id == "none", "or each tick would look at it again"
     fail_next(runner, "for good")
     queue.sweep()
     callback, _ = queue.find(session_id=parent.session_id)
