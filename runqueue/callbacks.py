@@ -8,7 +8,7 @@ wait for one parent meet in one run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from runqueue import (
     callback_prompt,
@@ -25,8 +25,8 @@ from runqueue.engines.base import Conflict
 from runqueue.models import Run, Session
 from runqueue.states import Actor, ExecutionMode, RunType, Status, Wake
 
-HIGHEST: int = 2**31 - 1
-"""What PostgreSQL's integers end at."""
+HIGHEST: Final = 2**31 - 1
+"""The highest priority that a run can have."""
 
 
 def wants(run: Run) -> bool:
@@ -87,27 +87,35 @@ def _tell_nobody(store: Store, runs: list[Run], why: str, now: str) -> int:
 
 
 def _tell_session(store: Store, parent: Session, runs: list[Run], now: str, actor: Actor) -> int:
-    waiting = store.run(statements_family.WAITING_CALLBACK, session_id=parent.session_id)
-    callback_id, told = None, None
-    if waiting:
-        callback_id, prompt = waiting[0]
-        told = callback_prompt.parse_callback(prompt)  # None: somebody wrote another one by hand
+    waiting_id, told = _waiting(store, parent.session_id)
     ended = [_child(run) for run in runs]
-    for page in callback_prompt.pack(told or [], ended, settings.MAX_PROMPT):
-        new = page[len(told or []) :]
-        if callback_id is not None and told is not None:
-            if new and not _extend(store, parent, callback_id, page, now, new):
+    for page in callback_prompt.pack(told, ended, settings.MAX_PROMPT):
+        if new := page[len(told) :]:
+            callback_id = waiting_id
+            if callback_id is None or not _extend(store, parent, callback_id, page, now, new):
                 callback_id = _add(store, parent, new, now, actor)
-        else:
-            callback_id = _add(store, parent, page, now, actor)
-        run_ids = [child.run_id for child in new]
-        if run_ids and _mark(store, run_ids, callback_id) != len(run_ids):
-            raise Conflict("another process told of the same runs; try again")
-        detail = f"session {parent.session_id} is told of this end by run {callback_id}"
-        family.note(store, run_ids, detail, now=now)
-        told = None  # what follows has no room in it
+            _mark_told(store, [child.run_id for child in new], parent, callback_id, now)
+        waiting_id, told = None, []  # it has no room for what follows
     store.wake((Wake.WORK,))
     return len(runs)
+
+
+def _waiting(store: Store, session_id: str) -> tuple[str | None, list[ChildEnd]]:
+    """Return the callback that still waits in a session, and whose ends it tells of."""
+    for run_id, prompt in store.run(statements_family.WAITING_CALLBACK, session_id=session_id):
+        told = callback_prompt.parse_callback(prompt)
+        if told is not None:  # else somebody wrote another prompt by hand
+            return run_id, told
+    return None, []
+
+
+def _mark_told(
+    store: Store, run_ids: list[str], parent: Session, callback_id: str, now: str
+) -> None:
+    if _mark(store, run_ids, callback_id) != len(run_ids):
+        raise Conflict("another process told of the same runs; try again")
+    detail = f"session {parent.session_id} is told of this end by run {callback_id}"
+    family.note(store, run_ids, detail, now=now)
 
 
 def _child(run: Run) -> ChildEnd:
@@ -124,14 +132,13 @@ def _child(run: Run) -> ChildEnd:
 
 
 def _add(store: Store, parent: Session, children: list[ChildEnd], now: str, actor: Actor) -> str:
-    line = _line_above(store, parent)
     values: dict[str, Any] = {
         "session_id": parent.session_id,
         "type": RunType.RESUME_SESSION.value,
         "agent_name": parent.agent_name,
         "prompt": callback_prompt.render(parent.session_id, children),
         "project_dir": parent.project_dir,
-        **line,
+        **_line_above(store, parent),
         "demands": demands.canonical(parent.home()) if parent.home() else None,
         "created_at": now,
         "priority": _next_priority(store, parent.session_id, None),

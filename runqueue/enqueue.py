@@ -306,7 +306,8 @@ def _same(store: Store, found: Run, request: Request) -> Run:
         "type": (RunType.RESUME_SESSION if resumes else RunType.START_SESSION).value,
         "agent_name": request.agent_name or (found.agent_name if resumes else None),
         "project_dir": request.project_dir or (found.project_dir if resumes else None),
-        "parent_session_id": request.parent_session_id,
+        "parent_session_id": request.parent_session_id
+        or (found.parent_session_id if resumes and _is_callback(request) else None),
         "execution_mode": request.execution_mode,
         "prompt": request.prompt,
         "priority": request.priority,
@@ -332,11 +333,18 @@ def _timeout_at(request: Request, created_at: str) -> str | None:
 
 def _inherit(request: Request, session: Session) -> Request:
     """Return the request with what a run takes over from the session that it resumes."""
+    # Else there would be nobody to tell.
+    inherited = session.parent_session_id if _is_callback(request) else None
     return request._replace(
         agent_name=request.agent_name or session.agent_name,
         project_dir=request.project_dir or session.project_dir,
         demands=matching.merge(session.home(), request.demands),
+        parent_session_id=request.parent_session_id or inherited,
     )
+
+
+def _is_callback(request: Request) -> bool:
+    return request.execution_mode == ExecutionMode.ASYNC_CALLBACK.value
 
 
 def _add_session(store: Store, request: Request, now: str) -> str:

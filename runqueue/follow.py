@@ -39,7 +39,7 @@ def after(
     actor: Actor,
     retry: bool = False,
 ) -> int:
-    """Do what follows the ends of these runs; return for how many something did.
+    """Do what follows the ends of these runs; return of how many parents were told, or never will.
 
     `move` is how they ended, None when that was some time ago. Belongs in the transaction of
     the move, as its last part.
@@ -62,10 +62,9 @@ def after(
         )
         (going_on if goes_on else last).append(run)
     # Its parent hears of the last attempt.
-    if children := [run.run_id for run in going_on if callbacks.wants(run)]:
-        callbacks.silence(store, children)
-    # What was added to an error is told, too.
-    return callbacks.tell(store, last, now=now, actor=actor) + len(going_on)
+    children = [run.run_id for run in going_on if callbacks.wants(run)]
+    silenced = callbacks.silence(store, children) if children else 0
+    return callbacks.tell(store, last, now=now, actor=actor) + silenced
 
 
 def _rights_of(store: Store) -> Rights:

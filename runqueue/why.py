@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from runqueue import demands, enqueue, statements
+from runqueue import attempts, demands, enqueue, statements, statements_family
 from runqueue.database import Store
 from runqueue.errors import RunNotFound
 from runqueue.models import Daemon, Event, Run, Runner, Session, seconds_between
@@ -29,7 +29,7 @@ def explain(store: Store, run_id: str, *, now: str) -> Explanation:
     if run.status == Status.PENDING:
         return _pending(store, run, now)
     if run.is_terminal:
-        return _ended(run)
+        return _ended(store, run)
     if run.is_active:
         return _active(store, run, now)
     return Explanation(run_id, run.status, f"its status, {run.status!r}, is none that there is")
@@ -162,10 +162,19 @@ def _stopped_at(store: Store, run_id: str) -> str | None:
     return next((event.at for event in events if event.status == Status.STOPPING), None)
 
 
-def _ended(run: Run) -> Explanation:
+def _ended(store: Store, run: Run) -> Explanation:
+    details = []
+    one = attempts.of(store, run.run_id) if run.is_terminal else None
+    if one is not None and one.due_at:
+        details.append(f"another attempt is due at {one.due_at}")
+    elif one is not None and one.next_run_id:
+        details.append(f"the next attempt is {one.next_run_id}")
+    if run.callback_run_id not in (None, statements_family.NOBODY):
+        details.append(f"session {run.parent_session_id} is told of it by {run.callback_run_id}")
     when = f" at {run.completed_at}" if run.completed_at else ""
     error = f": {run.error}" if run.error else ""
-    return Explanation(run.run_id, run.status, f"{run.status}{when}{error}")
+    summary = f"{run.status}{when}{error}"
+    return Explanation(run.run_id, run.status, summary, tuple(details))
 
 
 def _count(items: list[Any], noun: str) -> str:

@@ -306,6 +306,33 @@ def test_links_go_with_the_run(
     assert count(queue, "run_attempts") == 0
 
 
+def test_why_tells_of_the_next_attempt_and_of_the_callback(
+    queue: Queue, runner: Runner, clock: MovableClock
+) -> None:
+    """What becomes of a failure is a part of its explanation."""
+    parent = queue.enqueue("parent")
+    start(runner)
+    clock.advance(1)
+    run = queue.enqueue(
+        "x",
+        parent_session_id=parent.session_id,
+        execution_mode="async_callback",
+        retries=1,
+        retry_delay=5,
+    )
+    fail_next(runner)
+    assert queue.why(run.run_id).details == (f"another attempt is due at {clock.text(5)}",)
+    clock.advance(5)
+    queue.sweep()
+    _, second = queue.attempts(run.run_id)
+    assert queue.why(run.run_id).details == (f"the next attempt is {second.run_id}",)
+    fail_next(runner)
+    callback = queue.get(second.run_id).callback_run_id
+    assert queue.why(second.run_id).details == (
+        f"session {parent.session_id} is told of it by {callback}",
+    )
+
+
 # --- who waits, and who is told
 
 
@@ -357,6 +384,7 @@ def test_a_parent_hears_once_of_the_last_attempt(
     clock.advance(delay)
     queue.sweep()
     assert ids(queue.find(session_id=parent.session_id)) == [parent.run_id]
+    assert queue.get(child.run_id).callback_run_id == "none", "or each tick would look at it again"
     fail_next(runner, "for good")
     queue.sweep()
     callback, _ = queue.find(session_id=parent.session_id)

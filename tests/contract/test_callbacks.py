@@ -348,6 +348,24 @@ def test_a_grandparent_hears_of_what_its_child_did_with_the_callback(
     assert results == ["waiting", "what came of it"]
 
 
+def test_a_child_that_is_resumed_tells_its_parent_though_nobody_names_it(
+    queue: Queue, runner: Runner, clock: MovableClock, parent: Claim
+) -> None:
+    """Its session knows who that is; the same run_id twice is one run."""
+    child = add_child(queue, parent)
+    start(runner).complete("first")
+    for _ in range(2):
+        again = queue.enqueue(
+            "more",
+            session_id=child.session_id,
+            execution_mode="async_callback",
+            run_id="run_00000000000a",
+        )
+    assert again.parent_session_id == parent.run.session_id
+    start(runner).complete("second")
+    assert [end.result for end in told(queue, parent.run.session_id)] == ["first", "second"]
+
+
 # --- nobody to tell
 
 
