@@ -16,7 +16,7 @@ BATCH: Final = 50
 """Runs deleted in the first transaction; the next ones follow from how long that took."""
 BATCHES: Final = (20, 400)
 """Fewest and most runs deleted in one transaction."""
-HOLD: Final = 0.005
+HOLD: Final = 0.003
 """Seconds that a transaction may take before its commit: who claims waits for one of them."""
 REST: Final = 0.001
 """Seconds between two transactions, where one writes at a time: time enough for who waits."""
