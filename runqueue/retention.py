@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from runqueue import clock, statements, sweeper
@@ -11,8 +12,14 @@ from runqueue.errors import IllegalMove, RunnerConflict, RunnerNotFound, Session
 from runqueue.models import Runner
 from runqueue.states import Actor, Wake
 
-BATCH: Final = 200
-"""Rows deleted in one transaction, some 3 ms: a claim never waits longer for a prune."""
+BATCH: Final = 50
+"""Runs deleted in the first transaction; the next ones follow from how long that took."""
+BATCHES: Final = (20, 400)
+"""Fewest and most runs deleted in one transaction."""
+HOLD: Final = 0.003
+"""Seconds that a transaction may take before its commit: who claims waits for one of them."""
+REST: Final = 0.001
+"""Seconds between two transactions, where one writes at a time: time enough for who waits."""
 
 
 class Bounds(NamedTuple):
@@ -47,7 +54,7 @@ def prune_for(store: Store, goes: Bounds, seconds: float) -> tuple[int, bool]:
     ):
         if ended_before is None or created_before is None:
             continue
-        while batch := _prune_batch(store, ended_before, created_before):
+        for batch in _batches(store, ended_before, created_before):
             pruned += batch
             if time.monotonic() >= until:
                 return pruned, False
@@ -56,20 +63,42 @@ def prune_for(store: Store, goes: Bounds, seconds: float) -> tuple[int, bool]:
 
 def prune(store: Store, before: str) -> int:
     """Delete all runs that ended before a time, batch by batch; return how many."""
-    pruned = 0
-    while (batch := _prune_batch(store, before, before)) > 0:
-        pruned += batch
-    return pruned
+    return sum(_batches(store, before, before))
+
+
+def _batches(store: Store, ended_before: str, created_before: str) -> Iterator[int]:
+    """Delete batch after batch, each as large as may be; yield how many each had."""
+    limit = BATCH
+    while True:
+        pruned, took = _prune_batch(store, ended_before, created_before, limit)
+        if not pruned:
+            return
+        yield pruned
+        limit = next_limit(limit, took)
+        # Here, where nobody waits for it: else a claim's commit would write back what was deleted.
+        store.trim_log()
+        if not store.engine.locks_rows:
+            time.sleep(REST)
+
+
+def next_limit(limit: int, took: float) -> int:
+    """Return how many runs are deleted next, after so many took so many seconds."""
+    wanted = int(limit * HOLD / took) if took > 0 else 2 * limit
+    least, most = BATCHES
+    return max(least, min(wanted, 2 * limit, most))
 
 
 @again
-def _prune_batch(store: Store, ended_before: str, created_before: str) -> int:
+def _prune_batch(
+    store: Store, ended_before: str, created_before: str, limit: int
+) -> tuple[int, float]:
     with store.transaction():
+        began = time.monotonic()  # once others let it write
         rows = store.run(
             statements.PRUNE,
             ended_before=ended_before,
             created_before=created_before,
-            limit=BATCH,
+            limit=limit,
         )
         session_ids = sorted({row[0] for row in rows})
         if store.engine.locks_rows:
@@ -81,7 +110,7 @@ def _prune_batch(store: Store, ended_before: str, created_before: str) -> int:
         if session_ids:
             listed = store.engine.as_list(session_ids)
             store.change(statements.DELETE_EMPTY_SESSIONS, session_ids=listed)
-        return len(rows)
+        return len(rows), time.monotonic() - began
 
 
 @again

@@ -32,6 +32,8 @@ QUIET: Final = 0.05
 """Seconds without a commit after which the next one is told without delay again."""
 LOOKS: Final = (0.0001, 0.02)
 """Shortest and longest pause, in seconds, between two looks for a commit that is on its way."""
+SOON: Final = (0.02, 0.0004)
+"""Seconds after the kernel told in which a commit mostly comes, and the longest pause meanwhile."""
 DEAF: Final = 0.01
 """Seconds for which the kernel is not heard again once it has told: the looks are close then."""
 CALM: Final = 0.02
@@ -101,7 +103,8 @@ class SqliteDoorbell(Doorbell):
             if hears:
                 handles.append(log.fileno())
             if is_looking:
-                left, pause = pause, min(1.5 * pause, LOOKS[1])
+                longest = SOON[1] if moment - told_at < SOON[0] else LOOKS[1]
+                left, pause = pause, min(1.5 * pause, longest)
             else:
                 left = net if log.tells else CALM
             if not hears and log.tells:
