@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final
 
-from runqueue import claims, clock, demands, incarnation, moves, statements, sweeper
+from runqueue import claims, clock, demands, incarnation, moves, silence, statements, sweeper
 from runqueue.backoff import BACK_OFF, pauses
 from runqueue.claims import Claim
 from runqueue.database import Store
@@ -82,6 +82,7 @@ class Runner:
         self._lost_at: set[str] = set()
         self._held: dict[str, Claim] = {}
         self._holds = threading.Event()
+        self._told: dict[moves.Fence, float] = {}
         self._draining = threading.Event()
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -441,7 +442,29 @@ class Runner:
             self._bell.ring((Wake.WORK,))  # it may claim again
         if state == "draining":
             self._drain_as_asked()
+        self._tell_output(now)
         return True
+
+    def _tell_output(self, now: str) -> None:
+        """Tell when the agents were last heard of, where that has changed since the last beat."""
+        heard = {claim.fence: claim.output_at for claim in self.held}
+        changed = {
+            fence: at
+            for fence, at in heard.items()
+            if at is not None and self._told.get(fence) != at
+        }
+        moment = time.monotonic()
+        try:
+            if changed:
+                ages = {fence: clock.shift(now, at - moment) for fence, at in changed.items()}
+                silence.tell(self._store, ages)
+        except StorageError as error:
+            # It only tells people; the next beat tells it anew.
+            log.info(
+                "runner %s: when its agents were heard of is not told: %s", self.runner_id, error
+            )
+            return
+        self._told = {fence: at for fence, at in heard.items() if at is not None}
 
     def _drain_as_asked(self) -> None:
         if not self._draining.is_set():

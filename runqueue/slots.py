@@ -182,6 +182,7 @@ class Slots:
             env=self._environment(run),
             cwd=run.project_dir or self._runner.capabilities.project_dir,
             stop_grace=self._stop_grace,
+            on_output=claim.note_output,
         )
         with self._lock:
             self._executions.add(execution)

@@ -110,7 +110,10 @@ def _empty(server: postgres.Server, name: str) -> None:
     """Delete whatever a test left: rows, tables of its own, and connections that went astray."""
     import psycopg
 
-    known = ("run_events", "runs", "sessions", "runners", "daemons", "runqueue_migrations")
+    known = (
+        *("run_output", "run_events", "runs", "sessions", "runners", "daemons"),
+        "runqueue_migrations",
+    )
     with psycopg.connect(server.url(name), autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity "

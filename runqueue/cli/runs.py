@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from runqueue.queue import Queue
 
 LISTED = ("run_id", "status", "agent_name", "session_id", "runner_id", "age", "error")
+AT_WORK = (*LISTED[:-1], "silent", "error")
+"""What is listed when an agent is at work."""
 NOT_COMPLETED = 5
 IDS_LIMIT = 64 * 1024 * 1024
 
@@ -156,8 +158,11 @@ def _await(queue: Queue, run_id: str, timeout: float | None, output: str) -> int
 @render.output_option
 @db_option
 def list_runs(status: tuple[str, ...], limit: int, output: str, **filters: str | None) -> None:
-    """List runs, the newest first."""
-    from runqueue import reading
+    """List runs, the newest first.
+
+    With runs at work among them the table says since when their agents have been silent.
+    """
+    from runqueue import reading, silence
 
     queue = open_queue()
     found = reading.find(
@@ -169,12 +174,17 @@ def list_runs(status: tuple[str, ...], limit: int, output: str, **filters: str |
     )
     shown = found[:limit] if limit else found
     now = queue.now()
+    heard = silence.of_runs(queue.store, shown, now=now)
+    is_at_work = any(one.silent_for is not None for one in heard.values())
     render.emit(
-        [_row(run) for run in shown],
+        [{**_row(run), "last_output_at": heard[run.run_id].at} for run in shown],
         output,
         key="run_id",
-        columns=LISTED,
-        shown=lambda row: _listing(row, now),
+        columns=AT_WORK if is_at_work else LISTED,
+        shown=lambda row: {
+            **_listing(row, now),
+            "silent": render.age(heard[row["run_id"]].silent_for),
+        },
     )
     if len(shown) < len(found):
         click.echo(f"(the newest {limit}; --limit 0 shows all)", err=True)
@@ -196,9 +206,16 @@ def _listing(row: Mapping[str, Any], now: str) -> dict[str, Any]:
 @render.output_option
 @db_option
 def show(run_id: str, output: str) -> None:
-    """Show everything about a run."""
+    """Show everything about a run, and when its agent was last heard of."""
+    from runqueue import silence
+
     queue = open_queue()
-    render.emit_one(_row(_get(queue, run_id)), output, key="run_id")
+    run = _get(queue, run_id)
+    heard = silence.of_run(queue.store, run, now=queue.now())
+    row = {**_row(run), "last_output_at": heard.at}
+    if output == "table" and heard.silent_for is not None:
+        row["silence"] = str(heard)
+    render.emit_one(row, output, key="run_id")
 
 
 @click.command()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from runqueue import schema
 from runqueue.engines import postgres as engine
 from runqueue.engines import postgres_urls
 from tests import postgres
@@ -69,7 +70,7 @@ def test_the_commands_do_on_postgresql_what_they_do_on_sqlite(
     assert "stopped" in rq("show", run_id, db=url).out
     assert rq("prune", "--older-than", "0", db=url).out == "1 runs pruned\n"
     assert rq("db", "check", db=url).out.endswith("is sound\n")
-    assert rq("db", "upgrade", db=url).out.endswith("has schema 1\n")
+    assert rq("db", "upgrade", db=url).out.endswith(f"has schema {schema.VERSION}\n")
     assert rq("status", db=url).code == 0
 
 

@@ -26,11 +26,15 @@ ROWS = (
         *("engines.sqlite", "engines.sqlite_files", "engines.sqlite_turns"),
         *("engines.sqlite_transfer", "engines.postgres_transfer", "engines.postgres_errors"),
         *("engines.postgres", "engines.postgres_pool", "engines.postgres_urls"),
-        *("database", "schema", "models", "statements"),
+        *("database", "schema", "models", "statements", "statements_homes"),
         *("migrations", "migrations.sqlite", "migrations.sqlite.0001_initial"),
         *("migrations.postgres", "migrations.postgres.0001_initial"),
+        *("migrations.sqlite.0002_homes", "migrations.postgres.0002_homes"),
     ),
-    ("moves", "enqueue", "claims", "sweeper", "why", "wake", "reading", "retention", "moving"),
+    (
+        *("moves", "enqueue", "claims", "sweeper", "why", "wake", "reading", "retention"),
+        *("moving", "homes", "silence"),
+    ),
     ("supervise", "executor", "runner", "slots"),
     ("queue",),
     (

@@ -1,0 +1,72 @@
+"""A database of an earlier version is brought to this one, with all that is in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import runqueue
+from runqueue import Queue, schema
+from runqueue.models import MODELS
+from tests import postgres
+from tests.helpers import execute_sql, start
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database that has no schema yet."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'queue.db'}"
+        return
+    server = postgres.shared()
+    server.create_database("upgraded")
+    yield server.url("upgraded")
+    server.drop_database("upgraded")
+
+
+@pytest.fixture
+def at_version(
+    empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], Queue]:
+    """Opens the database as the program did that knew the steps up to this one."""
+
+    def open_queue(version: int) -> Queue:
+        steps = tmp_path / f"steps-{version}"
+        for kind in ("sqlite", "postgres"):
+            (steps / kind).mkdir(parents=True)
+            for step in (Path(schema.__file__).parent / "migrations" / kind).glob("[0-9]*.py"):
+                if int(step.name[:4]) <= version:
+                    shutil.copy(step, steps / kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(schema, "_MIGRATIONS", steps)
+            patch.setattr(schema, "VERSION", version)
+            return runqueue.connect(empty_url)
+
+    return open_queue
+
+
+@pytest.mark.parametrize("version", range(1, schema.VERSION))
+def test_an_earlier_schema_is_upgraded_with_its_rows(
+    at_version: Callable[[int], Queue], empty_url: str, version: int
+) -> None:
+    """Every table of ours is there afterwards, every row as it was, and work goes on."""
+    tables = ("sessions", "runs", "run_events")
+    with at_version(version) as old:
+        run = old.enqueue("x")
+        execute_sql(old, "UPDATE sessions SET executor_session_id = ?", "conversation " * 500)
+        before = [execute_sql(old, f"SELECT * FROM {table} ORDER BY 1") for table in tables]
+    with runqueue.connect(empty_url) as queue:
+        assert schema.version_of(queue.store) == schema.VERSION
+        after = [execute_sql(queue, f"SELECT * FROM {table} ORDER BY 1") for table in tables]
+        assert [
+            [row[: len(old_row)] for row, old_row in zip(now, was, strict=True)]
+            for now, was in zip(after, before, strict=True)
+        ] == before
+        names = set(queue.database.get_tables())
+        assert {model._meta.table_name for model in MODELS} <= names
+        with queue.runner("worker") as runner:
+            start(runner).complete("r")
+        assert queue.get(run.run_id).result == "r"
