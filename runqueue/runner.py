@@ -83,6 +83,7 @@ class Runner:
         self._held: dict[str, Claim] = {}
         self._holds = threading.Event()
         self._told: dict[moves.Fence, float] = {}
+        self._tells = True
         self._draining = threading.Event()
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -446,25 +447,27 @@ class Runner:
         return True
 
     def _tell_output(self, now: str) -> None:
-        """Tell when the agents were last heard of, where that has changed since the last beat."""
+        """Tell when the agents were last heard of, where that has changed since the last beat.
+
+        It only tells people, so no failure of it concerns the runner; the next beat tells it anew.
+        """
         heard = {claim.fence: claim.output_at for claim in self.held}
-        changed = {
-            fence: at
-            for fence, at in heard.items()
-            if at is not None and self._told.get(fence) != at
-        }
+        known = {fence: at for fence, at in heard.items() if at is not None}
         moment = time.monotonic()
+        changed = {
+            fence: clock.shift(now, at - moment)
+            for fence, at in known.items()
+            if self._told.get(fence) != at
+        }
         try:
             if changed:
-                ages = {fence: clock.shift(now, at - moment) for fence, at in changed.items()}
-                silence.tell(self._store, ages)
-        except StorageError as error:
-            # It only tells people; the next beat tells it anew.
-            log.info(
-                "runner %s: when its agents were heard of is not told: %s", self.runner_id, error
-            )
+                silence.tell(self._store, changed)
+        except RunqueueError as error:
+            if self._tells:
+                log.warning("runner %s: its agents' output is not told: %s", self.runner_id, error)
+            self._tells = False
             return
-        self._told = {fence: at for fence, at in heard.items() if at is not None}
+        self._told, self._tells = known, True
 
     def _drain_as_asked(self) -> None:
         if not self._draining.is_set():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from runqueue import Queue, Runner, silence, statements_homes
-from runqueue.errors import StorageBusy
+from runqueue.errors import ConfigurationError, StorageBusy
 from runqueue.silence import Heard
 from tests.helpers import MovableClock, count, execute_sql, start, status_of, take
 
@@ -72,22 +72,30 @@ def test_a_beat_writes_only_what_has_changed(
     assert told == [sorted([first.run.run_id, second.run.run_id]), [second.run.run_id]]
 
 
+@pytest.mark.parametrize(
+    "error", [StorageBusy("busy"), ConfigurationError("the role lacks a right")], ids=str
+)
 def test_what_could_not_be_told_is_told_by_the_next_beat(
-    queue: Queue, runner: Runner, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, runner: Runner, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """It never costs the runner its heartbeat."""
-    queue.enqueue("x")
-    start(runner).note_output()
+    """It costs the runner neither its heartbeat nor its runs."""
+    run = queue.enqueue("x")
+    claim = start(runner)
+    claim.note_output()
 
     def fail(*_: object) -> None:
-        raise StorageBusy("busy")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr("runqueue.silence.tell", fail)
         assert runner._beat()
+        assert runner._beat()
     assert count(queue, "run_output") == 0
     runner._beat()
     assert count(queue, "run_output") == 1
+    assert not runner.is_draining
+    assert not claim.stop_requested
+    assert status_of(queue, run) == "running"
 
 
 def test_a_former_owner_tells_nothing(

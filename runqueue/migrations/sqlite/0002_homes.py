@@ -6,6 +6,8 @@ from importlib import import_module
 
 from peewee import SqliteDatabase
 
+from runqueue.errors import ConfigurationError
+
 is_time = import_module("runqueue.migrations.sqlite.0001_initial").is_time
 
 STATEMENTS = (
@@ -21,5 +23,7 @@ STATEMENTS = (
 
 
 def up(migrator: object, db: SqliteDatabase) -> None:
+    if "run_output" in db.get_tables():
+        raise ConfigurationError("this database has a table run_output that is not runqueue's")
     for statement in STATEMENTS:
         db.execute_sql(statement)

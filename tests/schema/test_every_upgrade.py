@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import runqueue
-from runqueue import Queue, schema
+from runqueue import ConfigurationError, Queue, schema
 from runqueue.models import MODELS
 from tests import postgres
 from tests.helpers import execute_sql, start
@@ -36,7 +36,7 @@ def at_version(
     def open_queue(version: int) -> Queue:
         steps = tmp_path / f"steps-{version}"
         for kind in ("sqlite", "postgres"):
-            (steps / kind).mkdir(parents=True)
+            (steps / kind).mkdir(parents=True, exist_ok=True)
             for step in (Path(schema.__file__).parent / "migrations" / kind).glob("[0-9]*.py"):
                 if int(step.name[:4]) <= version:
                     shutil.copy(step, steps / kind)
@@ -70,3 +70,44 @@ def test_an_earlier_schema_is_upgraded_with_its_rows(
         with queue.runner("worker") as runner:
             start(runner).complete("r")
         assert queue.get(run.run_id).result == "r"
+
+
+def test_a_table_of_somebody_else_is_not_taken_for_ours(
+    at_version: Callable[[int], Queue], empty_url: str
+) -> None:
+    """One sentence; the database stays as it was."""
+    with at_version(1) as old:
+        execute_sql(old, "CREATE TABLE run_output (x TEXT)")
+    with pytest.raises(ConfigurationError, match="run_output that is not runqueue's"):
+        runqueue.connect(empty_url)
+    with at_version(1) as old:
+        assert execute_sql(old, "SELECT count(*) FROM runqueue_migrations") == [(1,)]
+        old.enqueue("x")
+
+
+@pytest.mark.parametrize("empty_url", ["postgres"], indirect=True)
+def test_the_rights_that_roles_had_go_on_working(
+    at_version: Callable[[int], Queue], empty_url: str
+) -> None:
+    """A runner's role reads what a start asks for; an operator's sees when agents were heard of."""
+    server = postgres.shared()
+    asked = (
+        "SELECT has_column_privilege('old_runner', 'sessions', 'executor_session_id', 'SELECT'), "
+        "has_table_privilege('old_runner', 'run_output', 'SELECT'), "
+        "has_table_privilege('old_operator', 'run_output', 'UPDATE')"
+    )
+    try:
+        with at_version(1) as old:
+            for sql in (
+                *("CREATE ROLE old_runner", "CREATE ROLE old_operator"),
+                "GRANT SELECT (session_id, hostname) ON sessions TO old_runner",
+                "GRANT SELECT, INSERT ON runs TO old_operator",
+            ):
+                execute_sql(old, sql)
+        with runqueue.connect(empty_url) as queue:
+            assert execute_sql(queue, asked) == [(True, False, True)]
+    finally:
+        server.drop_database("upgraded")
+        server.create_database("upgraded")  # for the fixture, which drops it
+        for role in ("old_runner", "old_operator"):
+            server.execute(f"DROP ROLE IF EXISTS {role}")
