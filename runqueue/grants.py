@@ -82,7 +82,7 @@ _IS_AT_WORK_IN_IT: Final = (
     "AND runs.claimed_by = current_user LIMIT 1)"
 )
 
-_IS_OF_ITS_RUN: Final = (
+_IS_ITS_OUTPUT: Final = (
     "(SELECT true FROM runs WHERE runs.run_id = run_output.run_id "
     "AND runs.claimed_by = current_user LIMIT 1)"
 )
@@ -104,7 +104,7 @@ _RUNNERS_POLICIES: Final = (
         *("run_events", CHANGES, "INSERT"),
         f"WITH CHECK (actor = 'runner' AND {_IS_SO})",
     ),
-    ("run_output", CHANGES, "ALL", f"USING ({_IS_OF_ITS_RUN})"),
+    ("run_output", CHANGES, "ALL", f"USING ({_IS_ITS_OUTPUT})"),
 )
 
 _CREATE: Final = """IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = grantee) THEN
