@@ -9,6 +9,7 @@ import pytest
 from runqueue import Queue, Runner, silence, statements_homes
 from runqueue.errors import ConfigurationError, StorageBusy
 from runqueue.silence import Heard
+from tests.conftest import OtherProgram
 from tests.helpers import MovableClock, count, execute_sql, start, status_of, take
 
 
@@ -142,6 +143,19 @@ def test_it_goes_with_the_run(queue: Queue, runner: Runner, clock: MovableClock)
     queue.delete_session(queue.find()[0].session_id)
     assert count(queue, "run_output") == 1
     assert queue.prune(5) == 1
+    assert count(queue, "run_output") == 0
+
+
+def test_it_goes_with_a_run_that_another_program_deletes(
+    queue: Queue, runner: Runner, program: OtherProgram
+) -> None:
+    """Which may have left foreign keys off."""
+    run = queue.enqueue("x")
+    claim = start(runner)
+    claim.note_output()
+    runner._beat()
+    claim.complete()
+    program.execute("DELETE FROM runs WHERE run_id = ?", run.run_id)
     assert count(queue, "run_output") == 0
 
 
