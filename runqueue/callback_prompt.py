@@ -110,10 +110,10 @@ def _fitting(child: ChildEnd, room: int) -> ChildEnd:
     """Cut the child's text to so many bytes of JSON, and say so."""
     name = "error" if child.result is None else "result"
     text: str = getattr(child, name) or ""
-    if _length(text) <= room:
+    if _length(text) <= room or not text:  # of which its quotes are left, for which there is room
         return child
     size = len(text.encode())
-    while (length := _length(text)) > room:
+    while text and (length := _length(text)) > room:
         # At least one character less, and as many as such characters make the surplus.
         text = text[: max(0, min(len(text) - 1, len(text) * max(0, room) // length))]
     cut = f"the {name} has {size:,} bytes; all of it: runqueue show {child.run_id} -o json"

@@ -15,7 +15,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from runqueue import callbacks, demands, follow, moves, statements, sweeper
+from runqueue import callbacks, demands, follow, homes, moves, statements, sweeper
 from runqueue.backoff import pauses
 from runqueue.database import Statement, Store, again
 from runqueue.demands import Capabilities
@@ -193,11 +193,30 @@ class Claim:
         self.is_started = False
         self._to_end = False
         self._on_stop: Callable[[], None] | None = None
+        self.output_at: float | None = None
+        """time.monotonic() when the agent was last heard of."""
 
     def start(self) -> None:
         """Report that execution begins; binds the session to this runner's place."""
         _start(self._store, self)
         self.is_started = True
+
+    @property
+    def executor_session_id(self) -> str | None:
+        """The agent framework's own id of the session, None until one is bound; asks anew."""
+        return homes.executor_session_id(self._store, self.run.session_id)
+
+    def bind_session(self, executor_session_id: str | None) -> None:
+        """Record the agent framework's own id of the session, which later runs of it receive.
+
+        Raises SessionConflict when it is that of another session, or InvalidRun.
+        """
+        session_id = self.run.session_id
+        homes.bind(self._store, session_id, executor_session_id, fence=self.fence)
+
+    def note_output(self) -> None:
+        """Note that the agent has said something; the runner's next heartbeat tells others."""
+        self.output_at = time.monotonic()
 
     def on_stop(self, callback: Callable[[], None]) -> None:
         """Call back, from another thread, as soon as `stop_requested` becomes true."""

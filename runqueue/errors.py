@@ -8,6 +8,7 @@
     ├── StaleClaim          the caller no longer owns the run: stop working, do not retry
     ├── IllegalMove         the run's status does not allow this move
     ├── RunnerConflict      a live runner has this id already, or is still at work
+    ├── SessionConflict     another session has this executor session id
     ├── WaitTimeout         the awaited run had not ended in time
     ├── ConfigurationError  the settings, or the database they name, cannot be used
     └── StorageError        the database did not do it
@@ -67,6 +68,12 @@ class IllegalMove(RunqueueError):
 
 class RunnerConflict(RunqueueError):
     """A live runner has this id already, or is still at work."""
+
+    exit_code = 4
+
+
+class SessionConflict(RunqueueError):
+    """Another session has this executor session id, at the same place."""
 
     exit_code = 4
 

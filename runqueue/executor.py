@@ -53,7 +53,8 @@ class Execution:
 
     `env` is the complete environment of the command, `cwd` its working directory (None: the
     runner's), `stop_grace` the seconds between SIGTERM and SIGKILL. A command that cannot be
-    started gives a failed outcome, not an exception.
+    started gives a failed outcome, not an exception. `on_output` is called, from the thread of the
+    run, whenever something arrives on standard output or error.
     """
 
     last_output_at: float | None
@@ -71,6 +72,7 @@ class Execution:
         stop_grace: float,
         result_limit: int = RESULT_LIMIT,
         error_limit: int = ERROR_LIMIT,
+        on_output: Callable[[], None] | None = None,
     ) -> None:
         self._command = list(command)
         self._cwd = cwd
@@ -82,6 +84,7 @@ class Execution:
         self._outcome: Outcome | None = None
         self._over = threading.Event()
         self.last_output_at = None
+        self._on_output = on_output
         self.pid = None
         given = prompt.encode("utf-8", "replace")  # before there is anything to leave behind
         try:
@@ -194,6 +197,8 @@ class Execution:
         def note(data: bytes) -> None:
             self.last_output_at = time.monotonic()
             kept.add(data)
+            if self._on_output is not None:
+                self._on_output()
 
         return note
 

@@ -17,10 +17,10 @@ LONGEST: Final = 63 - len(CHANGES)
 """Bytes of a role's name: PostgreSQL cuts names at 63, and the policies are called after it."""
 
 TABLES: Final = (
-    *("sessions", "runs", "runners", "run_events", "run_attempts", "daemons"),
+    *("sessions", "runs", "runners", "run_events", "run_attempts", "run_output", "daemons"),
     "runqueue_migrations",
 )
-GUARDED: Final = ("sessions", "runs", "runners", "run_events", "run_attempts")
+GUARDED: Final = (*("sessions", "runs", "runners", "run_events", "run_attempts", "run_output"),)
 """The tables of which a runner's role sees a part of the rows."""
 
 HEAL: Final = "runqueue_heal()"
@@ -37,7 +37,11 @@ _MOVED: Final = (
     # A session that is bound hands its home on to its pending runs.
     "demands",
 )
-_BOUND: Final = ("hostname", "executor_type", "home_dir", "project_dir", "last_resumed_at")
+_SEEN: Final = ("session_id", "hostname", "project_dir", "executor_type", "executor_session_id")
+_BOUND: Final = (
+    *("hostname", "executor_type", "home_dir", "project_dir", "last_resumed_at"),
+    "executor_session_id",
+)
 _REGISTERED: Final = (
     *("incarnation", "hostname", "project_dir", "executor_type", "tags", "properties"),
     *("registered_at", "heartbeat_at", "lease_until", "state"),
@@ -49,7 +53,7 @@ _ON_ATTEMPTS: Final = (
 _COLUMNS: Final = (
     ("SELECT", "runqueue_migrations", ("name",)),
     ("SELECT", "daemons", ("alive_until", "lease")),
-    ("SELECT", "sessions", ("session_id", "hostname", "project_dir")),
+    ("SELECT", "sessions", _SEEN),
     ("UPDATE", "sessions", _BOUND),
     ("SELECT", "runs", _ON_RUNS),
     ("UPDATE", "runs", _MOVED),
@@ -60,6 +64,8 @@ _COLUMNS: Final = (
     ("SELECT", "run_attempts", _ON_ATTEMPTS),
     # Asking for another attempt; a daemon makes it, for a runner's role adds no runs.
     ("UPDATE", "run_attempts", ("due_at", "lost")),
+    *((right, "run_output", ("run_id", "output_at")) for right in ("SELECT", "INSERT")),
+    ("UPDATE", "run_output", ("output_at",)),
 )
 
 # No condition of a policy may have the form of an index: the planner would take it for the first
@@ -84,6 +90,10 @@ _IS_OF_ITS_RUN: Final = (
     "(SELECT true FROM runs WHERE runs.run_id = run_attempts.run_id "
     "AND runs.claimed_by = current_user LIMIT 1)"
 )
+_IS_ITS_OUTPUT: Final = (
+    "(SELECT true FROM runs WHERE runs.run_id = run_output.run_id "
+    "AND runs.claimed_by = current_user LIMIT 1)"
+)
 
 _RUNNERS_POLICIES: Final = (
     # A condition on which sessions are seen would have to be tested before that of a join, and a
@@ -104,6 +114,7 @@ _RUNNERS_POLICIES: Final = (
     ),
     ("run_attempts", READS, "SELECT", f"USING ({_IS_OF_ITS_RUN})"),
     ("run_attempts", CHANGES, "UPDATE", f"USING ({_IS_OF_ITS_RUN})"),
+    ("run_output", CHANGES, "ALL", f"USING ({_IS_ITS_OUTPUT})"),
 )
 
 _CREATE: Final = """IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = grantee) THEN
@@ -227,6 +238,7 @@ def _operators(name: str) -> list[str]:
         f"TO {grantee};",
         # Events are only ever added; those of a deleted run go by the owner's right.
         f"GRANT SELECT, INSERT ON run_events TO {grantee};",
+        f"GRANT SELECT, INSERT, UPDATE ON run_output TO {grantee};",
         f"GRANT EXECUTE ON FUNCTION {HEAL} TO {grantee};",
         *(_policy(name, table, CHANGES, "ALL", "USING (true)") for table in GUARDED),
     ]

@@ -256,7 +256,19 @@ class Daemon(Row):
         table_name = "daemons"
 
 
-MODELS: Final = (Session, Run, Runner, Event, Daemon, Attempt)
+class Output(Row):
+    """When the agent of a run was last heard of, as its runner's heartbeats tell."""
+
+    run = ForeignKeyField(
+        Run, column_name="run_id", primary_key=True, on_delete="CASCADE", index=False
+    )
+    output_at = TextField()
+
+    class Meta:
+        table_name = "run_output"
+
+
+MODELS: Final = (Session, Run, Runner, Event, Daemon, Attempt, Output)
 
 COLUMNS: Final[dict[type[Row], tuple[str, ...]]] = {
     model: tuple(field.name for field in model._meta.sorted_fields) for model in MODELS

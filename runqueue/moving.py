@@ -27,11 +27,11 @@ from runqueue.errors import (
     StorageError,
     WaitTimeout,
 )
-from runqueue.models import Attempt, Daemon, Event, Row, Run, Runner, Session
+from runqueue.models import Attempt, Daemon, Event, Output, Row, Run, Runner, Session
 from runqueue.states import ACTIVE, Wake
 from runqueue.wake import Watch
 
-ORDER: Final[tuple[type[Row], ...]] = (Session, Run, Event, Attempt, Runner, Daemon)
+ORDER: Final[tuple[type[Row], ...]] = (Session, Run, Event, Attempt, Output, Runner, Daemon)
 """Each table after those that its rows refer to."""
 TABLES: Final = tuple(model._meta.table_name for model in ORDER)
 

@@ -18,6 +18,7 @@ from runqueue import (
     clock,
     enqueue,
     follow,
+    homes,
     moves,
     reading,
     retention,
@@ -30,6 +31,7 @@ from runqueue.backoff import pauses
 from runqueue.database import RAISED, Store, open_store
 from runqueue.enqueue import Request
 from runqueue.errors import IllegalMove, RunNotFound, RunqueueError, StorageError, WaitTimeout
+from runqueue.homes import Moved
 from runqueue.models import Event, Run, Session
 from runqueue.runner import Runner
 from runqueue.settings import BUSY_TIMEOUT, Settings, default_url
@@ -351,6 +353,38 @@ class Queue:
         with it, the owner learns by its next report that the run is gone, and ends the agent.
         """
         return retention.delete_session(self.store, session_id, force=force)
+
+    def rehome(
+        self,
+        session_id: str,
+        *,
+        hostname: str | None = None,
+        project_dir: str | None = None,
+        executor_type: str | None = None,
+        clear: bool = False,
+    ) -> Moved:
+        """Move the place where a session lives, or clear it; the runs that wait follow.
+
+        None leaves a part as it is, "" demands nothing of it. Once cleared, the next start binds
+        the session anew, and its executor session id is forgotten. Raises SessionNotFound,
+        IllegalMove while a run of the session is active, or InvalidRun for what is no home.
+        """
+        return homes.rehome(
+            self.store,
+            session_id,
+            hostname=hostname,
+            project_dir=project_dir,
+            executor_type=executor_type,
+            clear=clear,
+        )
+
+    def bind_session(self, session_id: str, executor_session_id: str | None) -> None:
+        """Record the agent framework's own id of a session; None forgets it.
+
+        Later runs of the session receive it. Raises SessionNotFound, SessionConflict when it is
+        that of another session, or InvalidRun for what can be no id.
+        """
+        homes.bind(self.store, session_id, executor_session_id)
 
     def runner(
         self,

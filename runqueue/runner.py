@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any, Final
 
-from runqueue import claims, clock, demands, incarnation, moves, statements, sweeper
+from runqueue import claims, clock, demands, incarnation, moves, silence, statements, sweeper
 from runqueue.backoff import BACK_OFF, pauses
 from runqueue.claims import Claim
 from runqueue.database import RAISED, Store
@@ -83,6 +83,8 @@ class Runner:
         self._lost_at: set[str] = set()
         self._held: dict[str, Claim] = {}
         self._holds = threading.Event()
+        self._told: dict[moves.Fence, float] = {}
+        self._tells = True
         self._draining = threading.Event()
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -450,7 +452,31 @@ class Runner:
             self._bell.ring((Wake.WORK,))  # it may claim again
         if state == "draining":
             self._drain_as_asked()
+        self._tell_output(now)
         return True
+
+    def _tell_output(self, now: str) -> None:
+        """Tell when the agents were last heard of, where that has changed since the last beat.
+
+        It only tells people, so no failure of it concerns the runner; the next beat tells it anew.
+        """
+        heard = {claim.fence: claim.output_at for claim in self.held}
+        known = {fence: at for fence, at in heard.items() if at is not None}
+        moment = time.monotonic()
+        changed = {
+            fence: clock.shift(now, at - moment)
+            for fence, at in known.items()
+            if self._told.get(fence) != at
+        }
+        try:
+            if changed:
+                silence.tell(self._store, changed)
+        except RunqueueError as error:
+            if self._tells:
+                log.warning("runner %s: its agents' output is not told: %s", self.runner_id, error)
+            self._tells = False
+            return
+        self._told, self._tells = known, True
 
     def _drain_as_asked(self) -> None:
         if not self._draining.is_set():

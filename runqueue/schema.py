@@ -19,7 +19,7 @@ from runqueue.errors import ConfigurationError
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
-VERSION: Final = 3
+VERSION: Final = 4
 """The number of the newest step, on every database: the schema that this version works with."""
 
 

@@ -14,7 +14,6 @@ from runqueue.claims import Claim
 from runqueue.database import Store
 from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
 from runqueue.executor import Execution, Outcome
-from runqueue.models import Run
 from runqueue.runner import LOOK_AGAIN, Runner
 
 log = logging.getLogger("runqueue.runner")
@@ -39,6 +38,7 @@ class Slots:
         slots: int,
         stop_grace: float,
         drain: float,
+        max_runtime: float | None = None,
         retry_exits: Collection[int] = (),
     ) -> None:
         self._store = store
@@ -47,6 +47,7 @@ class Slots:
         self._free = threading.Semaphore(slots)
         self._stop_grace = stop_grace
         self._drain = drain
+        self._max_runtime = max_runtime
         self._retry_exits = frozenset(retry_exits)
         self._lock = threading.Lock()
         self._executions: set[Execution] = set()
@@ -181,21 +182,12 @@ class Slots:
         execution = Execution(
             self._command,
             prompt=run.prompt,
-            env=self._environment(run),
+            env=self._environment(claim),
             cwd=run.project_dir or self._runner.capabilities.project_dir,
             stop_grace=self._stop_grace,
+            on_output=claim.note_output,
         )
-        with self._lock:
-            self._executions.add(execution)
-        try:
-            if self._ended_at is not None:  # ended between the claim and now
-                execution.stop()
-            claim.on_stop(execution.stop)
-            outcome = execution.wait()
-        finally:
-            with self._lock:
-                self._executions.discard(execution)
-        assert outcome is not None
+        outcome, is_overdue = self._follow(claim, execution)
         # Its error may quote the agent, so only the exit status is fit for a log.
         log.info(
             "run %s %s after %.1f s (exit status %s)",
@@ -204,9 +196,32 @@ class Slots:
             time.monotonic() - began,
             outcome.exit_status,
         )
-        self._insist(claim, lambda: self._report(claim, outcome))
+        self._insist(claim, lambda: self._report(claim, outcome, is_overdue))
 
-    def _report(self, claim: Claim, outcome: Outcome) -> None:
+    def _follow(self, claim: Claim, execution: Execution) -> tuple[Outcome, bool]:
+        """Wait for the end of an execution; return it, and whether it had to be ended for its time.
+
+        What ends by itself before it is asked to is what it was, however late it is seen.
+        """
+        with self._lock:
+            self._executions.add(execution)
+        try:
+            if self._ended_at is not None:  # ended between the claim and now
+                execution.stop()
+            claim.on_stop(execution.stop)
+            outcome, is_overdue = execution.wait(self._max_runtime), False
+            if outcome is None:
+                run_id, limit = claim.fence.run_id, self._max_runtime
+                log.warning("run %s: ended after its maximum runtime of %g s", run_id, limit)
+                execution.stop()
+                outcome, is_overdue = execution.wait(), True
+        finally:
+            with self._lock:
+                self._executions.discard(execution)
+        assert outcome is not None
+        return outcome, is_overdue
+
+    def _report(self, claim: Claim, outcome: Outcome, is_overdue: bool) -> None:
         if outcome.kind == "completed":
             claim.complete(outcome.result)
         elif outcome.kind == "failed":
@@ -218,12 +233,17 @@ class Slots:
             try:
                 claim.confirm_stop()
             except IllegalMove:  # nobody asked for it but this runner itself
-                runner_id = self._runner.runner_id
-                claim.fail(
-                    f"runner {runner_id} was shut down before the run had ended"
-                    if self._ended_at is not None
-                    else f"runner {runner_id} ended it, having no heartbeat within its lease"
-                )
+                claim.fail(self._why_ended(is_overdue))
+
+    def _why_ended(self, is_overdue: bool) -> str:
+        runner_id = self._runner.runner_id
+        if is_overdue:
+            return (
+                f"runner {runner_id} ended it after the maximum runtime of {self._max_runtime:g} s"
+            )
+        if self._ended_at is not None:
+            return f"runner {runner_id} was shut down before the run had ended"
+        return f"runner {runner_id} ended it, having no heartbeat within its lease"
 
     def _insist(self, claim: Claim, report: Callable[[], None]) -> None:
         claim.insist(report, self._has_time_to_report)
@@ -231,14 +251,15 @@ class Slots:
     def _has_time_to_report(self) -> bool:
         return self._ended_at is None or time.monotonic() - self._ended_at < LAST_WORD
 
-    def _environment(self, run: Run) -> dict[str, str]:
-        environment = dict(os.environ)
+    def _environment(self, claim: Claim) -> dict[str, str]:
+        run, environment = claim.run, dict(os.environ)
         known = {
             "RUNQUEUE_RUN_ID": run.run_id,
             "RUNQUEUE_SESSION_ID": run.session_id,
             "RUNQUEUE_RUN_TYPE": run.type,
             "RUNQUEUE_AGENT_NAME": run.agent_name,
             "RUNQUEUE_DB": self._store.engine.address,
+            "RUNQUEUE_EXECUTOR_SESSION_ID": self._executor_session_id(claim),
         }
         for name, value in known.items():
             if value is None:
@@ -246,3 +267,9 @@ class Slots:
             else:
                 environment[name] = value
         return environment
+
+    def _executor_session_id(self, claim: Claim) -> str | None:
+        found: list[str | None] = []
+        # A resume that does not know it would begin another conversation.
+        self._insist(claim, lambda: found.append(claim.executor_session_id))
+        return found[-1]

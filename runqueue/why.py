@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from runqueue import attempts, demands, enqueue, statements, statements_family
+from runqueue import attempts, demands, enqueue, silence, statements, statements_family
 from runqueue.database import Store
 from runqueue.errors import RunNotFound
 from runqueue.models import Daemon, Event, Run, Runner, Session, seconds_between
@@ -143,6 +143,8 @@ def _active(store: Store, run: Run, now: str) -> Explanation:
         details.append(f"{owner} is not alive; the daemon will resolve this run")
         if not live_daemons(store, now):
             details.append("no daemon is alive to do so: start runqueued")
+    if heard := str(silence.of_run(store, run, now=now)):
+        details.append(heard)
     since = {
         Status.CLAIMED: run.claimed_at,
         Status.RUNNING: run.started_at,

@@ -111,7 +111,7 @@ def _empty(server: postgres.Server, name: str) -> None:
     import psycopg
 
     known = (
-        *("run_attempts", "run_events", "runs", "sessions", "runners", "daemons"),
+        *("run_output", "run_attempts", "run_events", "runs", "sessions", "runners", "daemons"),
         "runqueue_migrations",
     )
     with psycopg.connect(server.url(name), autocommit=True) as connection:

@@ -37,6 +37,12 @@ log = logging.getLogger("runqueue.runner")
 @click.command(name="runqueue-runner", context_settings=CONTEXT)
 @db_option
 @click.option("--runner-id", metavar="ID", help="Default: made of the host's name.")
+@click.option(
+    "--hostname",
+    metavar="HOST",
+    help="Where its sessions live, as in a container, whose own name does not last.  "
+    "[default: this host's name]",
+)
 @click.option("--executor-type", metavar="TYPE", help="What kind of agent COMMAND is.")
 @click.option("--tag", "tags", multiple=True, help="What this runner has; may be repeated.")
 @click.option(
@@ -67,6 +73,11 @@ log = logging.getLogger("runqueue.runner")
     help="Seconds that runs may go on after SIGTERM or SIGINT; a second one ends them at once.",
 )
 @click.option(
+    "--max-runtime",
+    type=Duration(0.001),
+    help="End a run that takes longer, as a stop would, and fail it.  [default: never]",
+)
+@click.option(
     "--lease",
     type=Duration(0.5),
     default=settings.LEASE,
@@ -86,6 +97,7 @@ log = logging.getLogger("runqueue.runner")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def runner(
     runner_id: str | None,
+    hostname: str | None,
     executor_type: str | None,
     tags: tuple[str, ...],
     properties: tuple[tuple[str, str], ...],
@@ -93,6 +105,7 @@ def runner(
     slots: int,
     stop_grace: float,
     drain: float,
+    max_runtime: float | None,
     lease: float,
     retry_exits: tuple[int, ...],
     log_level: str,
@@ -101,8 +114,9 @@ def runner(
     """Execute COMMAND for each run that this runner can serve, until SIGTERM or SIGINT.
 
     The prompt is its standard input; RUNQUEUE_RUN_ID, RUNQUEUE_SESSION_ID, RUNQUEUE_RUN_TYPE,
-    RUNQUEUE_AGENT_NAME and RUNQUEUE_DB are in its environment; the run's project directory is
-    its working directory. Its standard output is the result; an exit status other than 0 fails
+    RUNQUEUE_AGENT_NAME, RUNQUEUE_DB and, once `runqueue sessions bind` has recorded it,
+    RUNQUEUE_EXECUTOR_SESSION_ID are in its environment; the run's project directory is its
+    working directory. Its standard output is the result; an exit status other than 0 fails
     the run, with the end of standard error as the reason. A run that was enqueued with retries
     is executed again after one of the --retry-exit.
     """
@@ -118,6 +132,7 @@ def runner(
     queue = open_queue(create=True, settings=settings.Settings(lease=lease, stop_grace=stop_grace))
     registered = queue.runner(
         runner_id,
+        hostname=hostname,
         project_dir=project_dir,
         executor_type=executor_type,
         tags=tags,
@@ -128,6 +143,7 @@ def runner(
         slots=slots,
         stop_grace=stop_grace,
         drain=drain,
+        max_runtime=max_runtime,
         retry_exits=retry_exits,
     )
 

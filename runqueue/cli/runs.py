@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from runqueue import ids
 from runqueue.cli import render
 from runqueue.cli.base import Duration, Pairs, db_option, for_each, gather, open_queue
 from runqueue.cli.family import family_options
-from runqueue.errors import InvalidRun, RunNotFound, WaitTimeout
+from runqueue.errors import IllegalMove, InvalidRun, RunNotFound, WaitTimeout
 from runqueue.settings import MAX_PROMPT, Settings, tree_limits
 from runqueue.states import Actor, ExecutionMode, Status
 
@@ -21,8 +24,18 @@ if TYPE_CHECKING:
     from runqueue.queue import Queue
 
 LISTED = ("run_id", "status", "agent_name", "session_id", "runner_id", "age", "error")
+AT_WORK = (*LISTED[:-1], "silent", "error")
+"""What is listed when an agent is at work."""
 NOT_COMPLETED = 5
 IDS_LIMIT = 64 * 1024 * 1024
+
+
+stop_on_interrupt_option = click.option(
+    "--stop-on-interrupt",
+    "stops",
+    is_flag=True,
+    help="Stop the run when the wait is interrupted (SIGINT, SIGTERM); else it goes on.",
+)
 
 
 @click.command()
@@ -63,6 +76,7 @@ IDS_LIMIT = 64 * 1024 * 1024
 )
 @family_options
 @click.option("--wait", "is_awaited", is_flag=True, help="Wait for the end; print the result.")
+@stop_on_interrupt_option
 @render.output_option
 @db_option
 def enqueue(
@@ -71,6 +85,7 @@ def enqueue(
     demands: tuple[tuple[str, str], ...],
     max_prompt: int,
     is_awaited: bool,
+    stops: bool,
     output: str,
     **keywords: Any,
 ) -> int:
@@ -78,6 +93,8 @@ def enqueue(
 
     It starts a new session, or resumes the one given.
     """
+    if stops and not is_awaited:
+        raise click.UsageError("--stop-on-interrupt is about the wait; give --wait too")
     wanted = gather(demands)
     if tags:
         wanted["tags"] = [*tags, *_listed(wanted.get("tags"))]
@@ -88,12 +105,40 @@ def enqueue(
         keywords["project_dir"] = str(Path(keywords["project_dir"]).absolute())
     config = Settings(max_prompt=max_prompt, **tree_limits())
     queue = open_queue(create=True, settings=config)
-    run = queue.enqueue(text, demands=wanted, **keywords)
     if not is_awaited:
-        _print_ids([run], output)
+        _print_ids([queue.enqueue(text, demands=wanted, **keywords)], output)
         return 0
-    render.echo(run.run_id, err=True)
-    return _await(queue, run.run_id, None, output, last_attempt=True)
+    if stops and not keywords["run_id"]:
+        # Known before it is there: an interruption in the very enqueue must find it.
+        keywords["run_id"] = ids.new_run_id()
+    with _interruptible(queue, keywords["run_id"], stops):
+        run = queue.enqueue(text, demands=wanted, **keywords)
+        render.echo(run.run_id, err=True)
+        return _await(queue, run.run_id, None, output, last_attempt=True)
+
+
+@contextmanager
+def _interruptible(queue: Queue, run_id: str, stops: bool) -> Iterator[None]:
+    """Stop a run when the wait for it is interrupted, if that is wanted."""
+    if not stops:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        try:
+            run = queue.stop(run_id, reason="the wait was interrupted", actor=Actor.OPERATOR)
+            render.echo(f"{run.run_id} {run.status}", err=True)
+        except (RunNotFound, IllegalMove):  # there is nothing to stop, or nothing any more
+            pass
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _listed(value: Any) -> list[Any]:
@@ -161,8 +206,11 @@ def _await(
 @render.output_option
 @db_option
 def list_runs(status: tuple[str, ...], limit: int, output: str, **filters: str | None) -> None:
-    """List runs, the newest first."""
-    from runqueue import reading
+    """List runs, the newest first.
+
+    With runs at work among them the table says since when their agents have been silent.
+    """
+    from runqueue import reading, silence
 
     queue = open_queue()
     found = reading.find(
@@ -174,12 +222,17 @@ def list_runs(status: tuple[str, ...], limit: int, output: str, **filters: str |
     )
     shown = found[:limit] if limit else found
     now = queue.now()
+    heard = silence.of_runs(queue.store, shown, now=now)
+    is_at_work = any(one.silent_for is not None for one in heard.values())
     render.emit(
-        [_row(run) for run in shown],
+        [{**_row(run), "last_output_at": heard[run.run_id].at} for run in shown],
         output,
         key="run_id",
-        columns=LISTED,
-        shown=lambda row: _listing(row, now),
+        columns=AT_WORK if is_at_work else LISTED,
+        shown=lambda row: {
+            **_listing(row, now),
+            "silent": render.age(heard[row["run_id"]].silent_for),
+        },
     )
     if len(shown) < len(found):
         click.echo(f"(the newest {limit}; --limit 0 shows all)", err=True)
@@ -201,23 +254,33 @@ def _listing(row: Mapping[str, Any], now: str) -> dict[str, Any]:
 @render.output_option
 @db_option
 def show(run_id: str, output: str) -> None:
-    """Show everything about a run."""
+    """Show everything about a run, and when its agent was last heard of."""
+    from runqueue import silence
+
     queue = open_queue()
-    render.emit_one(_row(_get(queue, run_id)), output, key="run_id")
+    run = _get(queue, run_id)
+    heard = silence.of_run(queue.store, run, now=queue.now())
+    row = {**_row(run), "last_output_at": heard.at}
+    if output == "table" and heard.silent_for is not None:
+        row["silence"] = str(heard)
+    render.emit_one(row, output, key="run_id")
 
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
 @click.option("--timeout", type=Duration(), help="Give up after this long; the run goes on.")
+@stop_on_interrupt_option
 @render.output_option
 @db_option
-def wait(run_id: str, timeout: float | None, output: str) -> int:
+def wait(run_id: str, timeout: float | None, stops: bool, output: str) -> int:
     """Wait until a run has ended; print its result.
 
     Exits with 5 when it did not complete.
     """
     queue = open_queue()
-    return _await(queue, _get(queue, run_id).run_id, timeout, output)
+    run_id = _get(queue, run_id).run_id
+    with _interruptible(queue, run_id, stops):
+        return _await(queue, run_id, timeout, output)
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,7 @@ LISTED = ("session_id", "status", "runs", "agent_name", "hostname", "project_dir
 
 @click.group()
 def sessions() -> None:
-    """List, show and delete sessions."""
+    """List, show, move, bind and delete sessions."""
 
 
 def _row(summary: SessionSummary) -> dict[str, Any]:
@@ -81,3 +82,48 @@ def delete(session_ids: tuple[str, ...], force: bool) -> int:
         render.echo(f"{session_id} deleted with {count} runs")
 
     return for_each(session_ids, act)
+
+
+@sessions.command()
+@click.argument("session_id", metavar="SESSION")
+@click.option("--hostname", metavar="HOST", help="The host on which it is to live.")
+@click.option("--project-dir", metavar="DIR", help="The directory of the runner there.")
+@click.option("--executor-type", metavar="TYPE", help="The kind of agent there.")
+@click.option("--clear", is_flag=True, help="No home: the next start binds it anew.")
+@render.output_option
+@db_option
+def rehome(session_id: str, output: str, **home: Any) -> None:
+    """Move a session's home, or clear it; its waiting runs follow.
+
+    What is not given stays as it is, and "" demands nothing. A working directory that lies in the
+    old --project-dir moves along. Refused while a run of the session is active.
+    """
+    from runqueue import why
+
+    moved = open_queue().rehome(session_id, **home)
+    if output != "table":
+        render.emit_one({**moved.session.as_dict(), "runs": moved.runs}, output, key="session_id")
+        return
+    places, _ = why.home_of(moved.session, [])
+    told = " ".join(f"{key}={value}" for key, value in places.items()) or "none"
+    render.echo(f"{session_id} home {told}; {moved.runs} waiting runs follow")
+    if moved.forgotten:
+        render.echo(f"its executor session id was {moved.forgotten}", err=True)
+
+
+@sessions.command()
+@click.argument("ids", metavar="[SESSION] EXECUTOR_SESSION_ID", nargs=-1, required=True)
+@db_option
+def bind(ids: tuple[str, ...]) -> None:
+    """Record the agent framework's own id of a session, for its later runs.
+
+    They have it in RUNQUEUE_EXECUTOR_SESSION_ID. Within a run its own session is meant when none
+    is given. An empty id forgets what was recorded.
+    """
+    if len(ids) > 2:
+        raise click.UsageError("give at most a session and the framework's id of it")
+    session_id = ids[0] if len(ids) == 2 else os.environ.get("RUNQUEUE_SESSION_ID")
+    if not session_id:
+        raise click.UsageError("which session? give its id, or call this from within a run")
+    open_queue().bind_session(session_id, ids[-1])
+    render.echo(f"{session_id} {ids[-1] or 'bound to nothing'}")

@@ -105,7 +105,16 @@ class Postgres(base.Engine):
             names = database.execute_sql("SELECT name FROM runqueue_migrations").fetchall()
             if names:
                 return max(int(name[:4]) for (name,) in names)
-        for table in ("runs", "sessions", "runners", "run_events", "daemons", "run_attempts"):
+        ours = (
+            "runs",
+            "sessions",
+            "runners",
+            "run_events",
+            "run_attempts",
+            "run_output",
+            "daemons",
+        )
+        for table in ours:
             if table in tables:
                 raise errors.ConfigurationError(
                     f"the database has a table {table} that is not runqueue's; "

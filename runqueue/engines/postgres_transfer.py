@@ -104,7 +104,8 @@ class PostgresTransfer(base.Transfer):
 _ALONE: Final = (
     "SET LOCAL statement_timeout = 0",
     "SET LOCAL idle_in_transaction_session_timeout = 0",
-    "LOCK TABLE sessions, runs, run_events, run_attempts, runners, daemons IN EXCLUSIVE MODE",
+    "LOCK TABLE sessions, runs, run_events, run_attempts, run_output, runners, daemons "
+    "IN EXCLUSIVE MODE",
 )
 # A view of constants: what is no row, no writer can change.
 _CLOSING_VIEW: Final = """

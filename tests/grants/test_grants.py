@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 import runqueue
-from runqueue import Queue, errors, grants, retention, statements
+from runqueue import Queue, errors, grants, retention, silence, statements, statements_homes
 from runqueue.cli import cli
 from runqueue.cli.base import run as run_command
 from runqueue.daemon import Daemon
@@ -34,7 +34,7 @@ from tests.helpers import (
 
 psycopg = pytest.importorskip("psycopg")
 
-TABLES = ("run_attempts", "run_events", "runs", "sessions", "runners", "daemons")
+TABLES = (*("run_output", "run_attempts", "run_events", "runs", "sessions", "runners", "daemons"),)
 SECURITY = Path(__file__).resolve().parents[2] / "docs" / "security.md"
 ODD = """ "o'n\\e" $$ %s ü"""
 """What must be quoted in an identifier, a text, a DO block, a format string or a URL."""
@@ -312,6 +312,55 @@ def test_a_sessions_home_is_handed_on_to_its_pending_runs(
         start(runner).complete()
         assert '"hostname":"here"' in str(operator.get(second.run_id).demands)
         assert start(runner).run.run_id == second.run_id
+
+
+def test_a_runner_binds_the_sessions_that_it_works_in_and_no_others(
+    place: Place, operator: Queue, connect: Callable[[str], Queue], team: str
+) -> None:
+    """The framework's own id, by the claim or from within the run; later runs receive it."""
+    mine, other = add(operator, "mine", "other")
+    queue = connect(team)
+    with queue.runner("worker") as runner:
+        claim = start(runner)
+        assert claim.executor_session_id is None
+        claim.bind_session("conversation-1")
+        queue.bind_session(mine.session_id, "conversation-2")
+        assert claim.executor_session_id == "conversation-2"
+        with pytest.raises(errors.ConfigurationError, match="the role lacks a right"):
+            queue.bind_session(other.session_id, "conversation-3")
+        second = start(runner)
+        with pytest.raises(errors.SessionConflict, match=mine.session_id):
+            second.bind_session("conversation-2")
+        claim.complete()
+        with pytest.raises(errors.ConfigurationError, match="the role lacks a right"):
+            queue.rehome(mine.session_id, hostname="elsewhere")
+    assert operator.session(mine.session_id).executor_session_id == "conversation-2"
+    assert operator.session(other.session_id).executor_session_id is None
+    assert operator.rehome(mine.session_id, hostname="elsewhere").runs == 0
+
+
+def test_a_runner_tells_when_its_own_agents_were_heard_of(
+    place: Place, operator: Queue, connect: Callable[[str], Queue], team: str
+) -> None:
+    """Again and again; and sees nothing of those of others."""
+    add(operator, "x")
+    other = place.one if team == place.two else place.two
+    with connect(team).runner("worker") as runner:
+        claim = start(runner)
+        for seconds in (10, 20):
+            place.clock.advance(seconds)
+            claim.note_output()
+            runner._beat()
+            (heard,) = silence.of_runs(operator.store, operator.find(), now=operator.now()).values()
+            assert heard.silent_for == pytest.approx(0, abs=5)
+        assert len(place.execute("SELECT run_id FROM run_output", team)) == 1
+        assert place.execute("SELECT run_id FROM run_output", other) == []
+        assert place.changed("UPDATE run_output SET output_at = output_at", other) == 0
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            place.execute(
+                "INSERT INTO run_output SELECT 'run_x', '2026-01-01T00:00:00.000000Z'", other
+            )
+        claim.complete()
 
 
 def test_a_runners_role_takes_over_the_lease_of_a_daemon(
@@ -768,6 +817,10 @@ def test_a_runners_role_does_not_try_to_upgrade(
 # --- the plans
 
 OF_A_RUNNER: dict[str, Statement] = {
+    **{
+        name: getattr(statements_homes, name)
+        for name in ("BIND_EXECUTOR", "EXECUTOR_OF", "TELL_OUTPUT", "OUTPUT_OF")
+    },
     **{f"CLAIMS[{depth}]": one for depth, one in statements.CLAIMS.items()},
     **{f"OWNER_MOVES[{name}]": one for name, one in statements.OWNER_MOVES.items()},
     **{f"RESCUES[{one.name}]": one.of_runner for one in statements.RESCUES},

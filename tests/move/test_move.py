@@ -33,7 +33,7 @@ from tests.helpers import LONG, ROOT, ids, in_background, start, take
 from tests.move.conftest import everything
 
 ODD = "naïve 日本語 🚀 \\x00 \\N \\. %s {} ' \" \t\r\n \u202e end"
-TABLES = ("sessions", "runs", "run_events", "run_attempts", "runners", "daemons")
+TABLES = (*("sessions", "runs", "run_events", "run_attempts", "run_output", "runners", "daemons"),)
 STEPS = ("copy", "verify", "commit", "close", "open")
 
 
@@ -57,6 +57,8 @@ def fill(queue: Queue) -> list[str]:
         for act in ("complete", "fail"):
             queue.enqueue(ODD, agent_name="writer", priority=9)
             claim = start(runner)
+            claim.note_output()
+            runner._beat()
             getattr(claim, act)(ODD)
     first = queue.enqueue("first of a session", parent_session_id=claim.run.session_id)
     late = queue.enqueue("late", session_id=first.session_id, priority=-3)
@@ -86,7 +88,7 @@ def test_every_row_arrives_and_the_queue_goes_on(pair: tuple[Queue, Queue]) -> N
     old, new = pair
     order = fill(old)
     before = everything(old)
-    assert all(before[table] for table in ("sessions", "runs", "run_events"))
+    assert all(before[table] for table in ("sessions", "runs", "run_events", "run_output"))
     copied = moving.move(old.store, new.store)
     assert everything(new) == before
     assert {one.table: one.rows for one in copied} == {
@@ -408,7 +410,7 @@ def test_the_old_place_refuses_sql_too(pair: tuple[Queue, Queue], table: str) ->
         f"VALUES ('r', 'i', {time}, {time}, {time})"
     )
     moving.move(old.store, new.store)
-    key = {"run_events": "event_id"}.get(table, f"{table[:-1]}_id")
+    key = {"run_events": "event_id", "run_output": "run_id"}.get(table, f"{table[:-1]}_id")
     statements = [
         f"INSERT INTO {table} SELECT * FROM {table}",
         f"UPDATE {table} SET {key} = {key}",

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from runqueue import Queue
+from runqueue import Queue, silence
 from runqueue.runner import LOOK_AGAIN
 from tests.helpers import execute_sql
 from tests.process.conftest import Other
@@ -57,6 +57,79 @@ def test_a_run_gets_its_prompt_its_ids_and_its_directory(
     assert ended.error is None
     session = queue.session(run.session_id)
     assert session.hostname == socket.gethostname()
+
+
+def test_a_resumed_run_receives_what_an_earlier_one_bound(
+    queue: Queue, start_runner: Callable[..., Any], has_status: Callable[..., Any]
+) -> None:
+    """A command binds the framework's own id from within its run, by its environment alone."""
+    start_runner("alpha")
+    binding = f"{sys.executable} -m runqueue sessions bind conversation-1"
+    asking = "echo ${RUNQUEUE_EXECUTOR_SESSION_ID-none}"
+    run = queue.enqueue(f"{asking}; {binding}")
+    first = has_status(run.run_id, "completed")
+    assert first.result == f"none\n{run.session_id} conversation-1\n"
+    again = queue.enqueue(asking, session_id=run.session_id)
+    assert has_status(again.run_id, "completed").result == "conversation-1\n"
+    # A runner that is itself executed by a run does not hand on what is that run's own.
+    other = queue.enqueue(asking)
+    assert has_status(other.run_id, "completed").result == "none\n"
+
+
+def test_a_runner_says_where_its_sessions_live(
+    queue: Queue, start_runner: Callable[..., Any], has_status: Callable[..., Any]
+) -> None:
+    """Also when the host itself has another name, or another one every day."""
+    start_runner("alpha", "--hostname", "box")
+    run = queue.enqueue("echo x", demands={"hostname": "box"})
+    has_status(run.run_id, "completed")
+    assert queue.session(run.session_id).hostname == "box"
+
+
+def test_a_run_whose_session_is_deleted_is_ended_and_binds_nothing(
+    queue: Queue,
+    start_runner: Callable[..., Any],
+    has_status: Callable[..., Any],
+    until: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """One sentence for the agent, exit code 3; the runner goes on."""
+    process = start_runner("alpha", "--stop-grace", "20")
+    ready, said = tmp_path / "ready", tmp_path / "said"
+    binding = f"{sys.executable} -m runqueue sessions bind conversation-1 2> {said}"
+    run = queue.enqueue(
+        f"trap '{binding}; echo $? >> {said}; exit 0' TERM; "
+        f"touch {ready}; while :; do sleep 0.02; done"
+    )
+    until(ready.exists)
+    queue.delete_session(run.session_id, force=True)
+    until(lambda: said.exists() and said.read_text().endswith("3\n"))
+    assert said.read_text() == f"Error: session {run.session_id} does not exist\n3\n"
+    assert has_status(queue.enqueue("echo x").run_id, "completed").result == "x\n"
+    assert process.is_alive
+
+
+def test_when_an_agent_was_last_heard_of_comes_with_the_heartbeat(
+    queue: Queue,
+    start_runner: Callable[..., Any],
+    until: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """What it says on either stream counts; when it falls silent, the time stays."""
+    start_runner("alpha", "--lease", "1")
+    go = tmp_path / "go"
+    script = f"echo working >&2; while [ ! -e {go} ]; do sleep 0.02; done; echo more; sleep 600"
+    run_id = queue.enqueue(script).run_id
+    until(lambda: queue.get(run_id).status == "running")
+
+    def heard() -> str | None:
+        return silence.of_run(queue.store, queue.get(run_id), now=queue.now()).at
+
+    until(heard)
+    first = heard()
+    go.touch()
+    until(lambda: heard() != first)
+    queue.stop(run_id)
 
 
 def test_a_run_can_use_the_queue_that_it_came_from(

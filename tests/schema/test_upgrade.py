@@ -12,6 +12,7 @@ import pytest
 
 import runqueue
 from runqueue import Queue, schema
+from runqueue.models import MODELS
 from tests import postgres
 from tests.helpers import execute_sql, ids, start
 
@@ -113,6 +114,7 @@ def test_an_older_database_is_upgraded_with_all_its_rows(
         assert schema.version_of(queue.store) == schema.VERSION
         assert execute_sql(queue, f"SELECT {GIVEN} FROM runs ORDER BY run_id") == runs
         assert execute_sql(queue, "SELECT * FROM run_events ORDER BY event_id") == events
+        assert {model._meta.table_name for model in MODELS} <= set(queue.database.get_tables())
         found = queue.find(agent_name="writer", limit=5)
         assert set(ids(found)) == {"run_first", "run_second", "run_ended"}
         for run_id in ("run_first", "run_second"):

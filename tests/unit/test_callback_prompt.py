@@ -55,6 +55,15 @@ def test_no_page_is_over_the_limit_and_no_child_is_left_out(results: list[str]):
             assert (shown.cut is None) == (shown.result == whole)
 
 
+def test_a_child_that_said_nothing_fits_where_next_to_nothing_is_left():
+    """There is nothing to cut, however little room there is."""
+    for limit in range(700, 1_000):
+        pages = list(pack([child(1)], [child(2), child(3, result="x")], limit))
+        shown = [one for page in pages for one in page]
+        assert [one.result for one in shown[:2]] == ["", ""]
+        assert shown[2].result in ("", "x")
+
+
 def test_what_a_prompt_tells_of_already_stays_at_its_place():
     """New ends come after it, as long as there is room."""
     told = [child(1, result="x" * 500), child(2)]

@@ -18,6 +18,7 @@ EXIT_CODES = {  # design.md, section 7
     "StaleClaim": 4,
     "IllegalMove": 4,
     "RunnerConflict": 4,
+    "SessionConflict": 4,
     "WaitTimeout": 5,
     "ConfigurationError": 78,
     "StorageError": 1,

@@ -1,0 +1,387 @@
+"""Where sessions live: their homes are moved and cleared, and frameworks' own ids recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from runqueue import (
+    IllegalMove,
+    InvalidRun,
+    Queue,
+    Run,
+    Runner,
+    RunNotFound,
+    SessionConflict,
+    SessionNotFound,
+    StaleClaim,
+)
+from runqueue.demands import MAX_PLACE
+from tests.helpers import (
+    LONG,
+    MovableClock,
+    count,
+    execute_sql,
+    in_background,
+    row_of,
+    start,
+    take,
+    together,
+)
+
+HOME = {"hostname": "box", "project_dir": "/srv/app", "executor_type": "shell"}
+AWAY = {"hostname": "other", "project_dir": "/data/app", "executor_type": "sdk"}
+
+
+@pytest.fixture
+def home(open_runner: Callable[..., Runner]) -> Runner:
+    """The runner at which sessions begin to live."""
+    return open_runner("home", **HOME)
+
+
+@pytest.fixture
+def away(open_runner: Callable[..., Runner]) -> Runner:
+    return open_runner("away", **AWAY)
+
+
+@pytest.fixture
+def session_id(queue: Queue, home: Runner) -> str:
+    """A session at home, with nothing left to do."""
+    run = queue.enqueue("x")
+    start(home).complete()
+    return run.session_id
+
+
+def demands_of(queue: Queue, run: Run) -> Any:
+    text = queue.get(run.run_id).demands
+    return None if text is None else json.loads(text)
+
+
+# --- moving
+
+
+def test_a_moved_session_is_resumed_at_its_new_home_only(
+    queue: Queue, session_id: str, home: Runner, away: Runner
+) -> None:
+    """What is enqueued from then on demands the new host, directory and executor type."""
+    moved = queue.rehome(session_id, **AWAY)
+    assert moved.session.home() == queue.session(session_id).home() == AWAY
+    run = queue.enqueue("y", session_id=session_id)
+    assert demands_of(queue, run) == AWAY
+    assert home.claim(timeout=0) is None
+    assert take(away).run.run_id == run.run_id
+
+
+def test_runs_that_wait_already_follow(
+    queue: Queue, session_id: str, home: Runner, away: Runner, clock: MovableClock
+) -> None:
+    """With the demands that are their own, and in their order."""
+    first = queue.enqueue("y", session_id=session_id)
+    clock.advance(1)
+    gpu = queue.enqueue("z", session_id=session_id, demands={"tags": ["gpu"]})
+    assert queue.rehome(session_id, **AWAY).runs == 2
+    assert demands_of(queue, first) == AWAY
+    assert demands_of(queue, gpu) == {**AWAY, "tags": ["gpu"]}
+    assert home.claim(timeout=0) is None
+    assert take(away).run.run_id == first.run_id
+
+
+def test_a_moved_run_wakes_the_runner_that_waits_for_it(
+    queue: Queue, session_id: str, away: Runner, parked: Any
+) -> None:
+    """As if it had been enqueued there."""
+    run = queue.enqueue("y", session_id=session_id)
+    with in_background(lambda: away.claim(timeout=LONG), queue) as claimed:
+        assert parked.wait(LONG)
+        queue.rehome(session_id, **AWAY)
+        claim = claimed.result(LONG)
+        assert claim is not None
+        assert claim.run.run_id == run.run_id
+
+
+def test_what_is_not_given_stays_and_nothing_demands_nothing(queue: Queue, session_id: str) -> None:
+    """None keeps a part of the home, an empty text takes it away."""
+    queue.rehome(session_id, hostname="other")
+    assert queue.session(session_id).home() == {**HOME, "hostname": "other"}
+    queue.rehome(session_id, executor_type="")
+    run = queue.enqueue("y", session_id=session_id)
+    assert demands_of(queue, run) == {"hostname": "other", "project_dir": "/srv/app"}
+
+
+def test_a_session_may_be_given_its_home_before_it_begins(
+    queue: Queue, home: Runner, away: Runner
+) -> None:
+    """Its first run goes there too, and no start binds it anew."""
+    run = queue.enqueue("x")
+    queue.rehome(run.session_id, hostname="other")
+    assert home.claim(timeout=0) is None
+    start(away)
+    assert queue.session(run.session_id).home() == {"hostname": "other"}
+
+
+def test_a_working_directory_within_the_old_home_moves_along(
+    queue: Queue, home: Runner, session_id: str
+) -> None:
+    """Of the session and of the runs that wait; a directory elsewhere stays."""
+    run = queue.enqueue("x", project_dir="/srv/app/docs")
+    start(home)
+    inherited = queue.enqueue("y", session_id=run.session_id)
+    own = queue.enqueue("z", session_id=run.session_id, project_dir="/elsewhere")
+    near = queue.enqueue("z", session_id=run.session_id, project_dir="/srv/application")
+    execute_sql(queue, "UPDATE runs SET status = 'completed' WHERE run_id = ?", run.run_id)
+    queue.rehome(run.session_id, hostname="other", project_dir="/data/app")
+    assert queue.session(run.session_id).project_dir == "/data/app/docs"
+    directories = [queue.get(one.run_id).project_dir for one in (inherited, own, near)]
+    assert directories == ["/data/app/docs", "/elsewhere", "/srv/application"]
+
+
+def test_a_cleared_home_is_bound_anew_by_the_next_start(
+    queue: Queue, session_id: str, away: Runner
+) -> None:
+    """Waiting runs demand only what is their own; what the old place knew is forgotten."""
+    queue.bind_session(session_id, "conversation-1")
+    run = queue.enqueue("y", session_id=session_id)
+    moved = queue.rehome(session_id, clear=True)
+    assert (moved.session.home(), moved.runs, moved.forgotten) == ({}, 1, "conversation-1")
+    assert demands_of(queue, run) is None
+    claim = start(away)
+    assert queue.session(session_id).home() == AWAY
+    assert claim.executor_session_id is None
+
+
+def test_a_moved_session_keeps_the_frameworks_id(queue: Queue, session_id: str) -> None:
+    """Whoever moves a home moves the conversation that is kept there."""
+    queue.bind_session(session_id, "conversation-1")
+    assert queue.rehome(session_id, **AWAY).forgotten is None
+    assert queue.session(session_id).executor_session_id == "conversation-1"
+
+
+def test_a_demand_that_contradicted_the_old_home_is_met_at_the_new_one(
+    queue: Queue, open_runner: Callable[..., Runner], clock: MovableClock
+) -> None:
+    """The run waited for nobody; now it waits for the host that it asked for."""
+    run = queue.enqueue("x")
+    clock.advance(1)
+    elsewhere = queue.enqueue("y", session_id=run.session_id, demands={"hostname": "other"})
+    start(open_runner("home", **HOME)).complete()
+    assert demands_of(queue, elsewhere)["hostname"] == ["box", "other"]
+    queue.rehome(run.session_id, hostname="other")
+    assert demands_of(queue, elsewhere) == {**HOME, "hostname": "other"}
+
+
+def test_a_home_is_not_moved_while_a_run_is_active(
+    queue: Queue, home: Runner, clock: MovableClock
+) -> None:
+    """One sentence that names the run; nothing is changed, and the run completes."""
+    run = queue.enqueue("x")
+    clock.advance(1)
+    waiting = queue.enqueue("y", session_id=run.session_id)
+    claim = take(home)
+    for step in (claim.start, lambda: queue.stop(run.run_id), lambda: None):
+        before = row_of(queue, waiting)
+        with pytest.raises(IllegalMove, match=rf"{run.session_id}.*{run.run_id}"):
+            queue.rehome(run.session_id, **AWAY)
+        assert row_of(queue, waiting) == before
+        step()
+    claim.complete()
+    assert queue.rehome(run.session_id, **AWAY).runs == 1
+
+
+def test_a_claim_and_a_move_at_once_leave_the_run_at_one_home(
+    queue: Queue, session_id: str, home: Runner
+) -> None:
+    """Either the claim comes first and the move is refused, or the run goes elsewhere."""
+    for _ in range(10):
+        run = queue.enqueue("y", session_id=session_id)
+
+        def move() -> bool:
+            try:
+                queue.rehome(session_id, hostname="other")
+            except IllegalMove:
+                return False
+            return True
+
+        claim, moved = together(queue, [lambda: home.claim(timeout=0), move])
+        assert (claim is None) == moved
+        host = "other" if moved else "box"
+        assert queue.session(session_id).hostname == host
+        assert demands_of(queue, run)["hostname"] == host
+        queue.rehome(session_id, hostname="box") if moved else claim.release()
+        queue.stop(run.run_id)
+
+
+def test_all_of_a_home_moves_or_nothing(queue: Queue, session_id: str, clock: MovableClock) -> None:
+    """A waiting run that cannot follow, for its demands would be too large, holds the session."""
+    queue.enqueue("y", session_id=session_id)
+    clock.advance(1)
+    # With a directory of one character more than may be, beside what is demanded already.
+    large = queue.enqueue("z", session_id=session_id)
+    text = json.dumps({"note": "n" * 2200}, separators=(",", ":"))
+    execute_sql(queue, "UPDATE runs SET demands = ? WHERE run_id = ?", text, large.run_id)
+    before = execute_sql(queue, "SELECT * FROM runs ORDER BY run_id")
+    with pytest.raises(InvalidRun, match=large.run_id):
+        queue.rehome(session_id, project_dir="/" + "d" * 500)
+    assert execute_sql(queue, "SELECT * FROM runs ORDER BY run_id") == before
+    assert queue.session(session_id).home() == HOME
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"clear": True, "hostname": "other"},
+        {"hostname": ""},
+        {"hostname": 7},
+        {"hostname": "a\0b"},
+        {"project_dir": "\ud800"},
+        {"project_dir": "/" + "d" * MAX_PLACE},
+        {"executor_type": "t" * 5000},
+    ],
+    ids=lambda given: ",".join(given) or "nothing",
+)
+def test_what_is_no_home_is_refused(queue: Queue, session_id: str, given: dict[str, Any]) -> None:
+    """InvalidRun, and the session stays where it was."""
+    with pytest.raises(InvalidRun):
+        queue.rehome(session_id, **given)
+    assert queue.session(session_id).home() == HOME
+
+
+def test_a_home_needs_a_host(queue: Queue) -> None:
+    """A session that has none yet cannot be given a directory alone."""
+    run = queue.enqueue("x")
+    with pytest.raises(InvalidRun, match="hostname"):
+        queue.rehome(run.session_id, project_dir="/srv")
+
+
+@pytest.mark.parametrize("session_id", ["ses_ffffffffffff", "", "x'; --", "\0", "\ud800"])
+def test_a_session_that_does_not_exist_has_no_home(queue: Queue, session_id: str) -> None:
+    """Neither to be moved nor to be bound."""
+    with pytest.raises(SessionNotFound):
+        queue.rehome(session_id, hostname="other")
+    with pytest.raises(SessionNotFound):
+        queue.bind_session(session_id, "conversation-1")
+
+
+# --- the framework's own id
+
+
+def test_a_resumed_run_receives_what_the_first_one_bound(
+    queue: Queue, home: Runner, session_id: str
+) -> None:
+    """It is the session's, whichever of its runs bound it."""
+    queue.enqueue("y", session_id=session_id)
+    claim = start(home)
+    assert claim.executor_session_id is None
+    claim.bind_session("conversation-1")
+    assert claim.executor_session_id == "conversation-1"
+    claim.complete()
+    queue.enqueue("z", session_id=session_id)
+    assert take(home).executor_session_id == "conversation-1"
+    assert queue.session(session_id).executor_session_id == "conversation-1"
+
+
+def test_an_id_can_be_replaced_and_forgotten(queue: Queue, session_id: str) -> None:
+    """Some frameworks give a conversation a new id with each turn."""
+    for wanted in ("conversation-1", "conversation-2", "conversation-2"):
+        queue.bind_session(session_id, wanted)
+        assert queue.session(session_id).executor_session_id == wanted
+    queue.bind_session(session_id, "")
+    assert queue.session(session_id).executor_session_id is None
+
+
+def test_the_id_of_another_session_is_refused(queue: Queue, home: Runner, session_id: str) -> None:
+    """Two sessions of one conversation would fork its history; the first one keeps it."""
+    queue.bind_session(session_id, "conversation-1")
+    other = queue.enqueue("x")
+    claim = start(home)
+    with pytest.raises(SessionConflict, match=rf"{other.session_id}.*conversation-1.*{session_id}"):
+        claim.bind_session("conversation-1")
+    assert claim.executor_session_id is None
+    queue.bind_session(session_id, None)
+    claim.bind_session("conversation-1")
+
+
+def test_the_same_id_at_another_place_is_another_conversation(
+    queue: Queue, away: Runner, session_id: str
+) -> None:
+    """A framework that counts from 1 does so on every host."""
+    queue.bind_session(session_id, "1")
+    other = queue.enqueue("x")
+    start(away).bind_session("1")
+    assert queue.session(other.session_id).executor_session_id == "1"
+
+
+def test_of_two_sessions_that_bind_one_id_at_once_one_gets_it(queue: Queue) -> None:
+    """Neither sees what the other has not committed yet."""
+    sessions = [queue.enqueue("x").session_id for _ in range(2)]
+
+    def bind(session_id: str, wanted: str) -> bool:
+        try:
+            queue.bind_session(session_id, wanted)
+        except SessionConflict:
+            return False
+        return True
+
+    for number in range(20):
+        calls = [lambda one=one, n=number: bind(one, f"conversation-{n}") for one in sessions]
+        assert sorted(together(queue, calls)) == [False, True]
+
+
+def test_who_has_lost_its_run_binds_nothing(
+    queue: Queue, home: Runner, session_id: str, clock: MovableClock
+) -> None:
+    """A late agent does not take the conversation away from those who go on with it."""
+    queue.bind_session(session_id, "conversation-1")
+    queue.enqueue("y", session_id=session_id)
+    claim = start(home)
+    queue.stop(claim.run.run_id)
+    claim.bind_session("conversation-2")  # a stopping run is still its own
+    execute_sql(queue, "UPDATE runs SET status = 'failed' WHERE run_id = ?", claim.run.run_id)
+    with pytest.raises(StaleClaim):
+        claim.bind_session("conversation-3")
+    assert queue.session(session_id).executor_session_id == "conversation-2"
+
+
+def test_a_session_that_is_deleted_while_its_run_executes_binds_nothing(
+    queue: Queue, home: Runner
+) -> None:
+    """The claim is told that its run is gone; the caller that there is no such session."""
+    run = queue.enqueue("x")
+    claim = start(home)
+    queue.delete_session(run.session_id, force=True)
+    assert claim.executor_session_id is None
+    with pytest.raises(RunNotFound):
+        claim.bind_session("conversation-1")
+    with pytest.raises(SessionNotFound):
+        queue.bind_session(run.session_id, "conversation-1")
+    assert count(queue, "sessions") == 0
+
+
+@pytest.mark.parametrize(
+    "wanted", ["--resume", "a\nb", "a\0b", "\ud800", "x" * 513, 7, "\x1b[31m"], ids=ascii
+)
+def test_what_is_no_id_is_refused(queue: Queue, session_id: str, wanted: Any) -> None:
+    """It becomes a word of a command line and a variable; it must not pass for an option."""
+    with pytest.raises(InvalidRun):
+        queue.bind_session(session_id, wanted)
+    assert queue.session(session_id).executor_session_id is None
+
+
+def test_many_waiting_runs_follow_in_few_statements(
+    queue: Queue, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long backlog is moved in one go, and not with a round trip for each run."""
+    queue.enqueue_many({"prompt": "y", "session_id": session_id} for _ in range(300))
+    executed: list[str] = []
+    real = queue.store._compile
+
+    def compile_(statement: Any) -> Any:
+        executed.append(real(statement).sql)
+        return real(statement)
+
+    monkeypatch.setattr(queue.store, "_compile", compile_)
+    assert queue.rehome(session_id, **AWAY).runs == 300
+    assert len(executed) < 10
