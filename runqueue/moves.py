@@ -121,14 +121,8 @@ def make_owned(
     with store.transaction():
         statement = statements.OWNER_MOVES[name]
         if rows := store.run(statement, now=now, **fence._asdict(), **values):
-            record(
-                *(store, name, fence.run_id),
-                now=now,
-                actor=Actor.RUNNER,
-                detail=detail,
-                follows=is_followed(rows[0]),
-                retry=values.get("retry", False),
-            )
+            more = {"follows": is_followed(rows[0]), "retry": values.get("retry", False)}
+            record(store, name, fence.run_id, now=now, actor=Actor.RUNNER, detail=detail, **more)
             return str(rows[0][0])
         return _repeated_or_refused(store, name, fence, values)
 
