@@ -45,7 +45,8 @@ PLANTS: tuple[Plant, ...] = (
             "    if _mark(store, run_ids, callback_id) > len(run_ids):",
         ),
         by=(
-            "race/test_families.py::test_two_callers_at_once_tell_each_end_once[postgres-sweep | sweep]",
+            "race/test_families.py"
+            "::test_two_callers_at_once_tell_each_end_once[postgres-sweep | sweep]",
         ),
     ),
     plant(
