@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from runqueue import ChildEnd, Claim, Queue, Run, Runner, Status, parse_callback, settings
+from runqueue import (
+    ChildEnd,
+    Claim,
+    Queue,
+    Run,
+    Runner,
+    Status,
+    callbacks,
+    parse_callback,
+    settings,
+)
+from runqueue.states import Actor
 from runqueue.testing import crashing
 from tests.conftest import OtherProgram
 from tests.helpers import (
@@ -522,6 +533,18 @@ def test_two_sweeps_at_once_tell_once(
         other.close()
     assert sum(one.told for one in swept) == 9
     assert len(told(queue, parent.run.session_id)) == 9
+
+
+def test_an_end_that_was_told_of_meanwhile_is_not_told_again(queue: Queue, parent: Claim) -> None:
+    """Whoever comes second has seen it untold, before it had the parent's lock."""
+    child = add_child(queue, parent)
+    execute_sql(queue, "UPDATE runs SET status = 'failed' WHERE run_id = ?", child.run_id)
+    stale = [queue.get(child.run_id)]
+    for told_of in (1, 0):
+        with queue.store.transaction():
+            count_of = callbacks.tell(queue.store, stale, now=queue.now(), actor=Actor.DAEMON)
+        assert count_of == told_of
+    assert len(told(queue, parent.run.session_id)) == 1
 
 
 def test_children_that_end_at_once_are_all_told_of(

@@ -45,8 +45,7 @@ PLANTS: tuple[Plant, ...] = (
             "    if _mark(store, run_ids, callback_id) > len(run_ids):",
         ),
         by=(
-            "race/test_families.py"
-            "::test_two_callers_at_once_tell_each_end_once[postgres-sweep | sweep]",
+            "contract/test_callbacks.py::test_an_end_that_was_told_of_meanwhile_is_not_told_again",
         ),
     ),
     plant(
@@ -68,8 +67,8 @@ PLANTS: tuple[Plant, ...] = (
             "        pass",
         ),
         by=(
-            "race/test_families.py::test_two_callers_at_once_tell_each_end_once"
-            "[postgres-enqueue below the parent | likewise]",
+            "contract/test_trees.py"
+            "::test_whoever_comes_while_the_last_child_is_being_added_waits_and_is_refused[postgres]",
         ),
     ),
     plant(
