@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -23,10 +24,12 @@ from tests.helpers import (
     count,
     execute_sql,
     ids,
+    in_background,
     is_empty,
     start,
     status_of,
     together,
+    wait_until,
 )
 
 
@@ -293,6 +296,32 @@ def test_two_who_add_the_last_child_at_once_are_one_too_many(
         other.close()
     assert sum(added) == 3
     assert count(queue, "runs") == 4
+
+
+def test_whoever_comes_while_the_last_child_is_being_added_waits_and_is_refused(
+    queue: Queue, connect: Callable[..., Queue], program: OtherProgram
+) -> None:
+    """What is not committed yet is counted, too."""
+    root = queue.enqueue("root", max_children=1)
+    other = connect()
+
+    def is_waiting() -> bool:
+        if queue.store.engine.name == "sqlite":
+            return True  # a writer is alone there
+        rows = program.execute(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return bool(rows[0][0])
+
+    with ExitStack() as stack:
+        with queue.database.atomic():
+            below(queue, root)
+            future = stack.enter_context(in_background(lambda: below(other, root), other))
+            wait_until(lambda: is_waiting() or future.done())
+        with pytest.raises(InvalidRun, match="its limit is 1"):
+            future.result(timeout=10)
+    assert count(queue, "runs") == 2
 
 
 def test_the_root_and_the_resumes_of_other_sessions_have_no_limit(

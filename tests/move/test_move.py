@@ -65,7 +65,7 @@ def fill(queue: Queue) -> list[str]:
     second = queue.enqueue("second of it", session_id=first.session_id)
     urgent = queue.enqueue("urgent", priority=7, demands={"tags": ["gpu"]}, timeout=90_000)
     hurried = queue.enqueue("overtakes the second", session_id=first.session_id, priority=1)
-    gone = queue.enqueue("stopped")
+    gone = queue.enqueue("stopped", retries=2)
     queue.stop(gone.run_id)
     return ids([urgent, hurried, first, second, late])
 
@@ -410,7 +410,8 @@ def test_the_old_place_refuses_sql_too(pair: tuple[Queue, Queue], table: str) ->
         f"VALUES ('r', 'i', {time}, {time}, {time})"
     )
     moving.move(old.store, new.store)
-    key = {"run_events": "event_id", "run_output": "run_id"}.get(table, f"{table[:-1]}_id")
+    by_run = dict.fromkeys(("run_output", "run_attempts"), "run_id")
+    key = {"run_events": "event_id", **by_run}.get(table, f"{table[:-1]}_id")
     statements = [
         f"INSERT INTO {table} SELECT * FROM {table}",
         f"UPDATE {table} SET {key} = {key}",

@@ -28,6 +28,58 @@ def plant(name: str, what: str, *edits: tuple[str, str, str], by: tuple[str, ...
 
 
 PLANTS: tuple[Plant, ...] = (
+    # Families
+    plant(
+        "two-sweeps-tell",
+        "whoever comes second tells the parent again",
+        (
+            "callbacks.py",
+            "    runs = Run.from_rows(store.run(statements_family.ENDED, run_ids=listed))",
+            "    runs = Run.from_rows(store.run(statements_family.ENDED, run_ids=listed)) or [\n"
+            "        Run.from_row(store.run(statements.GET_RUN, key=one)[0]) for one in run_ids\n"
+            "    ]",
+        ),
+        (
+            "callbacks.py",
+            "    if _mark(store, run_ids, callback_id) != len(run_ids):",
+            "    if _mark(store, run_ids, callback_id) > len(run_ids):",
+        ),
+        by=(
+            "contract/test_callbacks.py::test_an_end_that_was_told_of_meanwhile_is_not_told_again",
+        ),
+    ),
+    plant(
+        "a-stopped-tree-comes-back",
+        "a child that ends by the stop of its tree resumes its parent",
+        (
+            "trees.py",
+            "        store.change(statements_family.SILENCE, session_ids=listed)",
+            "        pass",
+        ),
+        by=("contract/test_trees.py::test_a_stop_of_a_tree_stops_all_of_it",),
+    ),
+    plant(
+        "limits-without-a-lock",
+        "two who add the last child at once are both let in",
+        (
+            "limits.py",
+            "        store.run(statements.LOCK_SESSION, session_id=line.root)",
+            "        pass",
+        ),
+        by=(
+            "contract/test_trees.py"
+            "::test_whoever_comes_while_the_last_child_is_being_added_waits_and_is_refused[postgres]",
+        ),
+    ),
+    plant(
+        "losses-not-counted",
+        "a run that kills its runners is given to one after the other",
+        ("attempts.py", "        one.lost += 1\n", "        one.lost += 0\n"),
+        by=(
+            "contract/test_attempts.py"
+            "::test_a_run_that_took_two_runners_down_is_not_given_to_a_third",
+        ),
+    ),
     # Durability
     plant(
         "synchronous-normal",
