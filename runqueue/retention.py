@@ -75,6 +75,8 @@ def _batches(store: Store, ended_before: str, created_before: str) -> Iterator[i
             return
         yield pruned
         limit = next_limit(limit, took)
+        if store.database.in_transaction():  # the caller's: whoever waits, waits for its end
+            continue
         # Here, where nobody waits for it: else a claim's commit would write back what was deleted.
         store.trim_log()
         if not store.engine.locks_rows:

@@ -99,6 +99,19 @@ def test_a_batch_is_as_large_as_may_be_for_the_time_that_it_takes() -> None:
     assert next_limit(most, HOLD / 2) == most
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_prune_in_a_callers_transaction_leaves_the_log_alone(
+    queue: Queue, clock: MovableClock
+) -> None:
+    """However long the log is: it cannot be written back before that transaction ends."""
+    queue.enqueue_many([{"prompt": "x" * 50_000}] * 250)
+    execute_sql(queue, "UPDATE runs SET status = 'stopped'")
+    clock.advance(1)
+    with queue.database.atomic("IMMEDIATE"):
+        assert queue.prune(0) == 250
+    assert count(queue, "runs") == 0
+
+
 def test_two_who_prune_keep_what_one_would(
     queue: Queue, runner: Runner, clock: MovableClock
 ) -> None:
