@@ -314,7 +314,7 @@ def _first_unlocked(depth: SQL) -> Any:
         .alias("first")
     )
     candidates = (
-        Select((text,), (first.c.run_id, first.c.priority, first.c.created_at))
+        Select((text,), (first.c.run_id, first.c.priority, first.c.created_at, SQL("text")))
         .join(first, JOIN.LATERAL, on=SQL("true"))
         .alias("candidate")
     )
@@ -322,7 +322,8 @@ def _first_unlocked(depth: SQL) -> Any:
     query = Select((candidates,), (run.run_id,)).join(run, on=(run.run_id == candidates.c.run_id))
     query, session = _with_session(query, run)
     return (
-        query.where(_is_still_ready(run))
+        # Its demands may have been changed while it was looked for: its session's home was moved.
+        query.where(_is_still_ready(run), _hidden(demand_text(run)) == candidates.c.text)
         .order_by(candidates.c.priority.desc(), candidates.c.created_at, candidates.c.run_id)
         .limit(hole("limit"))
         .for_update(NO_KEY, of=(run, session), skip_locked=True)
