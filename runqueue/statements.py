@@ -479,7 +479,7 @@ def _first_unlocked(depth: SQL, most: SQL) -> Any:
         .alias("first")
     )
     candidates = (
-        Select((text,), (first.c.run_id, first.c.priority, first.c.created_at))
+        Select((text,), (first.c.run_id, first.c.priority, first.c.created_at, SQL("text")))
         .join(first, JOIN.LATERAL, on=SQL("true"))
         .order_by(first.c.priority.desc(), first.c.created_at, first.c.run_id)
         .limit(most)
@@ -491,7 +491,8 @@ def _first_unlocked(depth: SQL, most: SQL) -> Any:
     )
     query, session = _with_session(query, run)
     return (
-        query.where(_is_still_ready(run))
+        # Its demands may have been changed while it was looked for: its session's home was moved.
+        query.where(_is_still_ready(run), _hidden(demand_text(run)) == candidates.c.text)
         .order_by(candidates.c.priority.desc(), candidates.c.created_at, candidates.c.run_id)
         .limit(hole("limit"))
         .for_update(NO_KEY, of=(run, session), skip_locked=True)

@@ -34,7 +34,7 @@ stop_on_interrupt_option = click.option(
     "--stop-on-interrupt",
     "stops",
     is_flag=True,
-    help="Stop the run when the wait is interrupted (SIGINT, SIGTERM); else it goes on.",
+    help="Stop the run when the wait is interrupted (SIGINT, SIGTERM, SIGHUP); else it goes on.",
 )
 
 
@@ -123,7 +123,10 @@ def _interruptible(queue: Queue, run_id: str, stops: bool) -> Iterator[None]:
     if not stops:
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     try:
         yield
     except KeyboardInterrupt:
@@ -134,7 +137,8 @@ def _interruptible(queue: Queue, run_id: str, stops: bool) -> Iterator[None]:
             pass
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(*_: object) -> None:

@@ -107,6 +107,15 @@ class _CrashingClaim(Claim):
         self._fate.go_on()
         return super().stop_requested
 
+    @property
+    def executor_session_id(self) -> str | None:
+        self._fate.go_on()
+        return super().executor_session_id
+
+    def bind_session(self, executor_session_id: str | None) -> None:
+        self._fate.go_on()
+        super().bind_session(executor_session_id)
+
 
 class CrashingRunner(Runner):
     """A runner of a process that dies."""

@@ -92,11 +92,27 @@ def test_a_run_keeps_the_id_that_was_chosen_for_it(
     assert queue.get(given).status == "stopped"
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN], ids=["default", "nohup"])
 def test_the_signals_of_the_process_are_as_before_afterwards(
-    rq: Callable[..., Any], queue: Queue, interrupt_in: Callable[..., None]
+    rq: Callable[..., Any],
+    queue: Queue,
+    interrupt_in: Callable[..., None],
+    handler: signal.Handlers,
 ) -> None:
-    """SIGTERM is an interruption only while the run is waited for."""
+    """They are interruptions only while the run is waited for, and not if they are ignored."""
+    seen: list[Any] = []
+
+    def look() -> None:
+        seen.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP))
+
     before = signal.getsignal(signal.SIGTERM)
-    interrupt_in("wait", "before")
-    rq("enqueue", "x", "--wait", "--stop-on-interrupt")
+    hangup = signal.signal(signal.SIGHUP, handler)
+    try:
+        interrupt_in("wait", "before", look)
+        rq("enqueue", "x", "--wait", "--stop-on-interrupt")
+        assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
     assert signal.getsignal(signal.SIGTERM) is before
+    assert seen[0] not in (before, signal.SIG_IGN)
+    assert (seen[1] is signal.SIG_IGN) == (handler is signal.SIG_IGN)

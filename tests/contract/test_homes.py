@@ -20,6 +20,7 @@ from runqueue import (
     StaleClaim,
 )
 from runqueue.demands import MAX_PLACE
+from runqueue.testing import Crashed, crashing
 from tests.helpers import (
     LONG,
     MovableClock,
@@ -193,8 +194,11 @@ def test_a_home_is_not_moved_while_a_run_is_active(
 def test_a_claim_and_a_move_at_once_leave_the_run_at_one_home(
     queue: Queue, session_id: str, home: Runner
 ) -> None:
-    """Either the claim comes first and the move is refused, or the run goes elsewhere."""
-    for _ in range(10):
+    """Either the claim comes first and the move is refused, or the run goes elsewhere.
+
+    A claim that has found the run by what it demanded asks again once it has locked it.
+    """
+    for _ in range(40):
         run = queue.enqueue("y", session_id=session_id)
 
         def move() -> bool:
@@ -358,6 +362,21 @@ def test_a_session_that_is_deleted_while_its_run_executes_binds_nothing(
     with pytest.raises(SessionNotFound):
         queue.bind_session(run.session_id, "conversation-1")
     assert count(queue, "sessions") == 0
+
+
+def test_a_process_that_has_crashed_binds_nothing(queue: Queue) -> None:
+    """In tests of one's own runners its claims are dead to every verb."""
+    run = queue.enqueue("x")
+    with crashing(queue, at="started") as doomed:
+        with doomed.runner("worker") as runner:
+            claim = take(runner)
+            with pytest.raises(Crashed):
+                claim.start()
+            with pytest.raises(Crashed):
+                claim.bind_session("conversation-1")
+            with pytest.raises(Crashed):
+                _ = claim.executor_session_id
+    assert queue.session(run.session_id).executor_session_id is None
 
 
 @pytest.mark.parametrize(

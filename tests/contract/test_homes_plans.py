@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import runqueue
-from runqueue import Queue, statements_homes
+from runqueue import Queue, statements, statements_homes
 from runqueue.database import Statement, Store
 from tests.contract.test_postgres_plans import fill
 from tests.contract.test_postgres_plans import plan_of as postgres_plan
@@ -68,3 +68,12 @@ def test_postgres_reads_no_table_as_a_whole(queue: Queue, state: str) -> None:
     for name, statement in STATEMENTS.items():
         plan = " ".join(postgres_plan(queue, statement))
         assert not re.search(r"Seq Scan", plan), (name, plan)
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_claim_asks_for_the_demands_of_what_it_has_locked(queue: Queue) -> None:
+    """A run's demands may change between the look and the lock, when its session is moved."""
+    for claim in statements.CLAIMS.values():
+        sql = claim.compile(queue.database).sql
+        locking = sql.rpartition(' AS "candidate" ')[2].partition("FOR NO KEY UPDATE")[0]
+        assert re.search(r"""\|\| ''\) = "candidate"."text"\)""", locking), locking

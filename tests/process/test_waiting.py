@@ -122,7 +122,9 @@ def test_an_interrupted_wait_leaves_the_run_alone(
     assert "Traceback" not in process.log
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["INT", "TERM", "HUP"]
+)
 @pytest.mark.parametrize("is_running", [False, True], ids=["pending", "running"])
 def test_an_interrupted_wait_stops_the_run_when_that_is_wanted(
     queue: Queue,

@@ -62,7 +62,8 @@ def test_a_home_is_moved_before_or_after_what_others_do(
 
     here = stage.runners[1].hostname
     # A claim that comes between two of the mover's looks is one order of many.
-    most = 8 * most_orders if other == "claim" else most_orders
+    is_rare = other == "claim" and stage.director.store.engine.locks_rows
+    most = 8 * most_orders if is_rare else most_orders
     for order, (mover, caller) in explore(prepare, most):
         assert caller.error is None, (order, caller.error)
         assert mover.error is None or isinstance(mover.error, IllegalMove), (order, mover.error)
