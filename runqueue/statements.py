@@ -492,7 +492,7 @@ def _first_unlocked(depth: SQL, most: SQL) -> Any:
     query, session = _with_session(query, run)
     return (
         # Its demands may have been changed while it was looked for: its session's home was moved.
-        query.where(_is_still_ready(run), _hidden(demand_text(run)) == candidates.c.text)
+        query.where(_is_still_ready(run), hidden(demand_text(run)) == candidates.c.text)
         .order_by(candidates.c.priority.desc(), candidates.c.created_at, candidates.c.run_id)
         .limit(hole("limit"))
         .for_update(NO_KEY, of=(run, session), skip_locked=True)
