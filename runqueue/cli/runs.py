@@ -11,7 +11,7 @@ import click
 
 from runqueue.cli import render
 from runqueue.cli.base import Duration, Pairs, db_option, for_each, gather, open_queue
-from runqueue.cli.trees import family_options
+from runqueue.cli.family import family_options
 from runqueue.errors import InvalidRun, RunNotFound, WaitTimeout
 from runqueue.settings import MAX_PROMPT, Settings, tree_limits
 from runqueue.states import Actor, ExecutionMode, Status

@@ -1,55 +1,19 @@
-"""Commands about trees of sessions, and the options of whoever adds a run to one."""
+"""The command that shows trees of sessions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runqueue.cli import render
-from runqueue.cli.base import Duration, db_option, open_queue
+from runqueue.cli.base import db_option, open_queue
+from runqueue.cli.runs import member
 from runqueue.states import ExecutionMode
 
 if TYPE_CHECKING:
     from runqueue.trees import Tree
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-_OPTIONS = (
-    click.option(
-        "--retries",
-        type=click.IntRange(0, 100),
-        default=0,
-        show_default=True,
-        help="Execute it again so often, if it fails in a way that its runner says is retryable.",
-    ),
-    click.option("--retry-delay", type=Duration(), default=0.0, help="Time before each retry."),
-    click.option("--retry-lost", is_flag=True, help="Also when its runner is lost, once."),
-    click.option(
-        "--max-depth",
-        type=click.IntRange(0),
-        help="Levels of children below its session; narrower than what is set or inherited.",
-    ),
-    click.option(
-        "--max-children",
-        type=click.IntRange(0),
-        help="Live children of its session, and of each below it; likewise.",
-    ),
-    click.option(
-        "--max-tree-runs",
-        type=click.IntRange(1),
-        help="Runs of its session and of all below it; likewise.",
-    ),
-)
-
-
-def family_options(command: F) -> F:
-    """Options of `enqueue`: retries, and the limits of the run's tree."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 @click.command()
@@ -58,8 +22,6 @@ def family_options(command: F) -> F:
 @db_option
 def tree(one: str, output: str) -> None:
     """Show the tree of sessions that a run or a session belongs to: parents and children."""
-    from runqueue.cli.runs import member
-
     queue = open_queue()
     found = queue.tree(member(queue, one))
     if output == "table":
