@@ -47,7 +47,7 @@ ROWS = (
     ),
     (
         *("cli.logs", "cli.render", "cli.base", "cli.runs", "cli.sessions", "cli.runners"),
-        *("cli.admin", "cli", "cli.daemon", "cli.runner", "cli.trees", "cli.family"),
+        *("cli.admin", "cli", "cli.daemon", "cli.runner", "cli.family", "cli.trees"),
     ),
     ("__main__",),
 )
