@@ -15,6 +15,9 @@ from runqueue.states import ExecutionMode
 if TYPE_CHECKING:
     from runqueue.trees import Tree
 
+UNCUT = 1_000_000
+"""Columns that no line of a tree needs."""
+
 
 @click.command()
 @click.argument("one", metavar="RUN|SESSION")
@@ -70,7 +73,9 @@ def _draw(found: Tree, marked: str) -> None:
             branch.add(line(_told(run), run.run_id))
         for child in node.children:
             branches[child.session.session_id] = branch.add(label(child))
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    # Away from a terminal nothing is cut: whoever reads it may be a script.
+    width = None if sys.stdout.isatty() else UNCUT
+    console = Console(file=sys.stdout, highlight=False, width=width)
     console.print(drawing)
 
 
