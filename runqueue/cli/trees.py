@@ -15,9 +15,6 @@ from runqueue.states import ExecutionMode
 if TYPE_CHECKING:
     from runqueue.trees import Tree
 
-UNCUT = 1_000_000
-"""Columns that no line of a tree needs."""
-
 
 @click.command()
 @click.argument("one", metavar="RUN|SESSION")
@@ -48,6 +45,10 @@ def _row(node: Tree) -> dict[str, Any]:
         "tree_limits": json.loads(node.session.tree_limits or "null"),
         "runs": runs,
     }
+
+
+UNCUT = 1_000_000
+"""Columns that no line of a tree needs."""
 
 
 def _draw(found: Tree, marked: str) -> None:
