@@ -13,7 +13,7 @@ from typing import Any, Final
 from runqueue import clock, demands, family, ids, statements, statements_family
 from runqueue.database import Store
 from runqueue.errors import InvalidRun, RunNotFound
-from runqueue.models import Attempt, Run, Session, seconds_between
+from runqueue.models import COLUMNS, Attempt, Run, Session, seconds_between
 from runqueue.states import Actor, RunType, Status, Wake
 
 MOST: Final = 100
@@ -201,7 +201,12 @@ def _add_after(
     detail = f"attempt {number} is run {values['run_id']}"
     family.note(store, [old.run_id], detail, now=now)
     store.wake((Wake.WORK,))
-    return Run.from_row(list(values.values()), list(values))
+    row = {**values, "session": values["session_id"], "status": Status.PENDING}
+    return Run.from_row([row.get(name) for name in _KNOWN], _KNOWN)
+
+
+# `waiting` is the triggers' to decide and is not known here.
+_KNOWN: Final = tuple(name for name in COLUMNS[Run] if name != "waiting")
 
 
 def _values_after(store: Store, old: Run, session: Session, now: str) -> dict[str, Any]:

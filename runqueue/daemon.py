@@ -149,7 +149,7 @@ class Daemon:
         swept = self._queue.sweep(rescues=moment >= self._held_until)
         self._swept = time.monotonic()
         if swept:
-            told = ", ".join(f"{count} {name}" for name, count in swept._asdict().items() if count)
+            told = ", ".join(f"{count} {name}" for name, count in swept.counts().items() if count)
             log.info("sweep: %s", told)
         if not swept:
             self._queue.store.trim_log()

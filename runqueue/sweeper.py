@@ -18,20 +18,44 @@ FORGET_AFTER: Final = 86_400.0
 """Seconds for which a dead runner stays listed."""
 
 
-class Sweep(NamedTuple):
-    """How many runs one tick changed."""
-
+class _Resolved(NamedTuple):
     expired: int = 0
     settled: int = 0
     lost: int = 0
     released: int = 0
-    told: int = 0
+
+
+class Sweep(_Resolved):
+    """How many runs one tick changed: four counts, and what followed of ends that it found."""
+
+    told: int
     """Ends that were written by hand, of which parents were told."""
-    retried: int = 0
+    retried: int
     """Attempts whose time had come."""
 
+    def __new__(
+        cls,
+        expired: int = 0,
+        settled: int = 0,
+        lost: int = 0,
+        released: int = 0,
+        *,
+        told: int = 0,
+        retried: int = 0,
+    ) -> Sweep:
+        self = super().__new__(cls, expired, settled, lost, released)
+        self.told, self.retried = told, retried
+        return self
+
     def __bool__(self) -> bool:
-        return any(self)
+        return any(self.counts().values())
+
+    def __repr__(self) -> str:
+        return f"Sweep({', '.join(f'{name}={count}' for name, count in self.counts().items())})"
+
+    def counts(self) -> dict[str, int]:
+        """Return all of them by their names."""
+        return {**self._asdict(), "told": self.told, "retried": self.retried}
 
 
 def sweep(store: Store, config: settings.Settings, *, now: str, rescues: bool = True) -> Sweep:
@@ -56,7 +80,7 @@ def sweep(store: Store, config: settings.Settings, *, now: str, rescues: bool = 
     }
     settled, lost, released = (counts.get(name, 0) for name in ("settle", "lose", "release"))
     told, retried = follow.catch_up(store, now=now)
-    return Sweep(expired, settled, lost, released, told, retried)
+    return Sweep(expired, settled, lost, released, told=told, retried=retried)
 
 
 @again

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from runqueue import family, moves, reading, statements, statements_family
 from runqueue.database import Store, again
+from runqueue.errors import SessionNotFound
 from runqueue.models import Run, Session
 from runqueue.states import Actor, Status
 
@@ -25,9 +26,11 @@ class Tree(NamedTuple):
 
     def walk(self) -> Iterator[Tree]:
         """Yield this and everything below it, each parent before its children."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        rest = [self]  # a list, for a chain that somebody made by hand may be any number deep
+        while rest:
+            tree = rest.pop()
+            yield tree
+            rest += reversed(tree.children)
 
 
 def of(store: Store, one: str) -> Tree:
@@ -68,6 +71,8 @@ def _grown(
         trees[session_id] = tree
         if parent_id is not None and parent_id in trees:
             trees[parent_id].children.append(tree)
+    if root not in trees:
+        raise SessionNotFound(f"session {root[:40]} does not exist any more")
     return trees[root]
 
 

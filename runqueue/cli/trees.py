@@ -47,6 +47,10 @@ def _row(node: Tree) -> dict[str, Any]:
     }
 
 
+UNCUT = 1_000_000
+"""Columns that no line of a tree needs."""
+
+
 def _draw(found: Tree, marked: str) -> None:
     import sys
 
@@ -70,7 +74,9 @@ def _draw(found: Tree, marked: str) -> None:
             branch.add(line(_told(run), run.run_id))
         for child in node.children:
             branches[child.session.session_id] = branch.add(label(child))
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    # Away from a terminal nothing is cut: whoever reads it may be a script.
+    width = None if sys.stdout.isatty() else UNCUT
+    console = Console(file=sys.stdout, highlight=False, width=width)
     console.print(drawing)
 
 

@@ -50,6 +50,17 @@ def test_what_a_tree_quotes_does_not_reach_the_terminal_raw(
     assert "\\x1b[2J[bold]\\u202e" in rq("tree", run.run_id).lines[0]
 
 
+def test_away_from_a_terminal_no_line_of_a_tree_is_cut(
+    rq: Callable[..., Any], queue: Queue
+) -> None:
+    """Nor wrapped, nor filled up."""
+    run = queue.enqueue("x", agent_name="a long name " * 30)
+    lines = rq("tree", run.run_id).lines
+    assert len(lines) == 2
+    assert lines[0].endswith("a long name ")
+    assert lines[1].endswith("pending")
+
+
 def test_a_tree_as_json_has_a_session_a_row(rq: Callable[..., Any], queue: Queue) -> None:
     """Each parent before its children."""
     root = queue.enqueue("root", max_children=3)

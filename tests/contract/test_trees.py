@@ -106,6 +106,23 @@ def test_parents_in_a_circle_are_shown_and_not_followed_for_ever(
     assert sorted(ids(queue.stop_tree(two.run_id))) == sorted(ids([one, two]))
 
 
+def test_a_tree_of_any_depth_that_somebody_made_by_hand_is_shown(
+    queue: Queue, program: OtherProgram, clock: MovableClock
+) -> None:
+    """Hands know no limits."""
+    depth = 1_200
+    above = None
+    for number in range(depth):
+        program.execute(
+            "INSERT INTO sessions (session_id, created_at, parent_session_id) VALUES (?, ?, ?)",
+            f"ses_{number:04}",
+            clock.text(),
+            above,
+        )
+        above = f"ses_{number:04}"
+    assert [level for level, _ in shape(queue, "ses_0600")] == list(range(depth))
+
+
 @pytest.mark.parametrize("verb", ["tree", "stop_tree"])
 def test_an_unknown_run_or_session_is_not_found(queue: Queue, verb: str) -> None:
     """And said to be what it looks like."""

@@ -60,7 +60,8 @@ class Event(NamedTuple):
     @property
     def is_note(self) -> bool:
         """Whether it enters no status, but keeps a report that came too late."""
-        return self.actor == "runner" and (self.detail or "").startswith(LATE)
+        is_late = self.actor == "runner" and (self.detail or "").startswith(LATE)
+        return is_late or self.actor == "queue"
 
 
 class RunnerRow(NamedTuple):
