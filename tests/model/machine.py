@@ -30,7 +30,7 @@ from runqueue import (
     retention,
 )
 from tests.helpers import MICROSECOND, MovableClock, execute_sql, ids
-from tests.model.model import ACTIVE, TERMINAL, Model, Row, seconds_between
+from tests.model.model import ACTIVE, LATE, TERMINAL, Model, Row, seconds_between
 
 RUNNERS: dict[str, Row] = {
     "plain": {"hostname": "here", "executor_type": None, "tags": []},
@@ -339,12 +339,15 @@ class Machine(RuleBasedStateMachine):
 
     @rule(claim=claims, verb=REPORTS)
     def report_and_roll_back(self, claim: Row, verb: str) -> None:
-        """A report in a transaction that failed was never made; a refusal stays one."""
+        """A report in a transaction that failed was never made; a refusal stays one.
+
+        But what would have been kept of it was undone, too, and may be kept later.
+        """
         before = copy.deepcopy(self.model)
         with rolled_back(claim["process"]["queue"]):
             refusal = self.report_on(claim, verb, "undone")
         self.model = before
-        if refusal in (StaleClaim, RunNotFound):
+        if refusal is RunNotFound or (refusal is StaleClaim and verb not in LATE):
             self.end(claim)
 
     @rule(first=claims, second=claims)

@@ -56,6 +56,8 @@ class Model:
         """The home of each session, empty until a run of it is started."""
         self.runs: dict[str, Row] = {}
         self.history: dict[str, list[tuple[str, str, str, str | None]]] = {}
+        self.attempts: dict[str, int] = {}
+        """Which attempt a run is, if it was not the only one."""
         """Of each run: when, the status, who, and the detail of what was recorded."""
         self.runners: dict[str, Row] = {}
 
@@ -127,7 +129,10 @@ class Model:
         columns["demands"] = {**self.sessions[old["session_id"]], **old["demands"]}
         columns["type"] = "RESUME_SESSION" if was_started else "START_SESSION"
         self.insert(new_id, old["session_id"], now, **columns)
-        self.record(new_id, now, "caller", f"retry of {run_id}")
+        number = self.attempts.get(run_id, 1) + 1
+        self.attempts[new_id] = number
+        self.record(new_id, now, "caller", f"retry of {run_id}, attempt {number}")
+        self.record(run_id, now, "queue", f"attempt {number} is run {new_id}")
 
     def record(self, run_id: str, now: str, actor: str, detail: str | None = None) -> None:
         self.history[run_id].append((now, self.runs[run_id]["status"], actor, detail))
@@ -361,9 +366,10 @@ class Model:
         events: list[Any] = list(self.history[run_id])
         if not events or events[0][1] != "pending":
             events.insert(0, (run["created_at"], "pending", "sql", None))
-        if events[-1][1] != run["status"]:
+        last = max(place for place, event in enumerate(events) if not _is_note(*event))
+        if events[last][1] != run["status"]:
             at = run["completed_at"] if run["status"] in TERMINAL else None
-            events.append((at, run["status"], "sql", None))
+            events.insert(last + 1, (at, run["status"], "sql", None))
         return events
 
     def session_status(self, session_id: str) -> str:
@@ -373,6 +379,10 @@ class Model:
             for run in self.of_session(session_id, *statuses):
                 return str(run["status"])
         return str(max(runs, key=lambda run: run["created_at"])["status"]) if runs else "empty"
+
+
+def _is_note(at: str | None, status: str, actor: str, detail: str | None) -> bool:
+    return actor == "queue" or (actor == "runner" and (detail or "").startswith("late "))
 
 
 def _is_met(wanted: Any, has: Any) -> bool:

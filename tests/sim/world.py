@@ -243,7 +243,7 @@ class World:
                 patch.setattr(f"runqueue.{module}.secrets", token)
             for module in ("runner", "claims", "daemon", "database"):
                 patch.setattr(f"runqueue.{module}.time", time)
-            for module in ("runner", "backoff", "database"):
+            for module in ("runner", "claims", "backoff", "database"):
                 patch.setattr(f"runqueue.{module}.random", self.rng)
             patch.setattr("runqueue.runner.threading", threads)
             patch.setattr(incarnation, "current", lambda: f"sim/{token.token_hex(4)}")
