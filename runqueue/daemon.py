@@ -20,6 +20,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
 from runqueue import clock, retention, statements, sweeper
+from runqueue._version import __version__
 from runqueue.backoff import patiently, pauses
 from runqueue.errors import RunqueueError, StorageLost
 from runqueue.queue import Queue
@@ -111,7 +112,10 @@ class Daemon:
         if ended.is_set():
             self._end()
             return
-        log.info("daemon %s sweeps %s every %g s", self._id, self._queue.store.url, self._interval)
+        log.info(
+            *("daemon %s of version %s sweeps %s every %g s", self._id, __version__),
+            *(self._queue.store.url, self._interval),
+        )
         self._reporter.expect(patience=self._patience, interval=self._interval)
         self._reporter.ready()
         scheduler = BackgroundScheduler(

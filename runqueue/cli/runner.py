@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 
 from runqueue import settings
+from runqueue._version import __version__
 from runqueue.about import everywhere
 from runqueue.cli.base import (
     CONTEXT,
@@ -132,7 +133,7 @@ def runner(
     )
     everywhere(runner_id=registered.runner_id)
     work = Slots(queue.store, registered, command, slots=slots, stop_grace=stop_grace, drain=drain)
-    shown = f"{queue.store.url}; slots: {slots}, tags: {' '.join(tags) or 'none'}"
+    shown = f"{queue.store.url}; slots: {slots}, tags: {' '.join(tags) or 'none'}; version {__version__}"
     if _serve(work, registered, manager, shown):
         queue.close()
         _begin_anew(files)
