@@ -60,4 +60,5 @@ def _paths(environ: MutableMapping[str, str]) -> list[Path]:
     if named := environ.get(FILES) or environ.get("RUNQUEUE_ENV_FILE"):
         return [Path(part) for part in named.split(":") if part]
     own = user_file(environ)
-    return [own if own.exists() else Path(ENV_FILE)]
+    # Not Path.exists, which raises where a home may not be entered.
+    return [own if os.path.exists(own) else Path(ENV_FILE)]  # noqa: PTH110

@@ -89,6 +89,7 @@ def load_env_file(environ: MutableMapping[str, str] | None = None) -> None:
             # a database of their own.
             if named:
                 raise ConfigurationError(f"the settings file {path} may not be read") from None
+            continue
         break
     for name, value in found.items():
         # An empty one, as in compose files, says nothing.

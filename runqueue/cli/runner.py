@@ -133,7 +133,7 @@ def runner(
     )
     everywhere(runner_id=registered.runner_id)
     work = Slots(queue.store, registered, command, slots=slots, stop_grace=stop_grace, drain=drain)
-    shown = f"{queue.store.url}; slots: {slots}, tags: {' '.join(tags) or 'none'}; version {__version__}"
+    shown = f"{queue.store.url}; slots: {slots}, tags: {' '.join(tags) or 'none'}"
     if _serve(work, registered, manager, shown):
         queue.close()
         _begin_anew(files)
@@ -165,7 +165,7 @@ def _serve(work: Slots, registered: Runner, manager: Manager, shown: str) -> boo
         acts[signal.SIGHUP] = reload
     # Before it is registered: whoever sees it there may send a signal at once.
     with on_signals(acts), registered:
-        log.info("runner %s serves %s", registered.runner_id, shown)
+        log.info("runner %s of version %s serves %s", registered.runner_id, __version__, shown)
         manager.ready(work.status())
         threading.Thread(target=_say, args=(work, manager), daemon=True).start()
         work.serve()

@@ -18,6 +18,8 @@ from runqueue.systemd.files import File, for_system, for_user
 
 DAEMON: Final = "runqueued.service"
 RUNNERS: Final = "runqueue-runner@*.service"
+OURS: Final = ("runqueue", "sysusers.d")
+"""The names of directories that are removed when nothing is left in them."""
 PATIENCE: Final = 900.0
 """Seconds that a command of systemd's may take; a runner may drain for long."""
 
@@ -166,7 +168,9 @@ def to_uninstall(*, user: bool, force: bool = False) -> list[Step]:
             steps.append(Keep(file.path, f"for it {_whose(state)}"))
     if not steps:
         return []
-    steps.append(RemoveDirectory(files[-1].path.parent))
+    # Of the directories, those that only we may have needed.
+    directories = {file.path.parent: file for file in files if file.path.parent.name in OURS}
+    steps += [RemoveDirectory(directory) for directory in directories]
     if units:
         steps.append(Run((*systemctl, "daemon-reload")))
     return steps

@@ -58,9 +58,8 @@ class Box:
         self.wheel = build_wheel(directory / "old")
         self.wheels.mkdir()
         shutil.copy(self.wheel, self.wheels)
-        self.wheel_of_next = shutil.copy(
-            build_wheel(directory / "new", version="99.0"), self.wheels
-        )
+        self.wheel_of_next = build_wheel(directory / "new", version="99.0")
+        shutil.copy(self.wheel_of_next, self.wheels)
         prefix = Path(sys.base_prefix)
         is_hidden = any(prefix.is_relative_to(hidden) for hidden in HIDDEN)
         self._prefix = "/opt/python" if is_hidden else str(prefix)
@@ -84,6 +83,10 @@ class Box:
     def _make_environment(self) -> None:
         name = f"python{sys.version_info.major}.{sys.version_info.minor}"
         run = self.machine.run
+        if self._prefix != sys.base_prefix:
+            # Its own library is where it was built, which a service does not see.
+            self.machine.write("/etc/ld.so.conf.d/00-tests.conf", f"{self._prefix}/lib\n")
+            run("ldconfig")
         run("mkdir", "-p", f"{VENV}/bin", f"{VENV}/lib/{name}/site-packages")
         run("ln", "-s", f"{self._prefix}/bin/{name}", f"{VENV}/bin/python")
         self.machine.write(f"{VENV}/pyvenv.cfg", f"home = {self._prefix}/bin\n")

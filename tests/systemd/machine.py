@@ -93,12 +93,14 @@ class Machine:
         self._cgroup.mkdir(exist_ok=True)
         with (self._directory.parent / "boot.log").open("ab") as log:
             self._booted = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "sh", "-c"]
-                # In the group first: it is the root of the groups that the machine sees.
-                + [f'echo $$ >{self._cgroup}/cgroup.procs; exec "$@"', "sh"]
-                + ["nsenter", "-t", str(self._holder.pid), "-m", "unshare", "--mount", "--pid"]
-                + ["--cgroup", "--uts", "--ipc", "--net", "--fork", "--kill-child=SIGKILL"]
-                + ["sh", str(PROGRAM), "boot", str(self._directory), self.name],
+                [
+                    *("setpriv", "--pdeathsig", "KILL", "sh", "-c"),
+                    # In the group first: it is the root of the groups that the machine sees.
+                    *(f'echo $$ >{self._cgroup}/cgroup.procs; exec "$@"', "sh"),
+                    *("nsenter", "-t", str(self._holder.pid), "-m", "unshare", "--mount", "--pid"),
+                    *("--cgroup", "--uts", "--ipc", "--net", "--fork", "--kill-child=SIGKILL"),
+                    *("sh", str(PROGRAM), "boot", str(self._directory), self.name),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -86,7 +86,7 @@ def test_a_killed_one_is_started_again(box: Box, machine: Machine, daemon: str) 
 
 @pytest.mark.long
 def test_a_hung_sweep_is_noticed_and_ended(box: Box, machine: Machine) -> None:
-    """A process that lives and a main loop that turns are no sign of life; where it hung is told."""
+    """That the process lives and its main loop turns is no sign of life; where it hung is told."""
     box.drop_in(DAEMON, PLANTS, AT_ONCE, "WatchdogSec=2s", "Environment=RUNQUEUE_PATIENCE=0")
     machine.systemctl("start", DAEMON)
     first = main_pid(machine)
