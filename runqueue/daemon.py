@@ -109,7 +109,7 @@ class Daemon:
         self._ended = ended
         with self._reporter.manager.patient(LONGEST_START):
             patiently(self._begin, self._patience or 0.0, ended, self._tell)
-        if ended.is_set():
+        if self._reporter.swept_at is None:  # it was told to end while it waited
             self._end()
             return
         log.info(

@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final
 
+from runqueue.errors import ConfigurationError
 from runqueue.settings import ENV_FILE, read_env_file, user_file
 
 FILES: Final = "RUNQUEUE_SERVICE_FILES"
@@ -24,18 +25,18 @@ class Files:
     def __init__(self, environ: MutableMapping[str, str] | None = None) -> None:
         self._environ = os.environ if environ is None else environ
         self.paths = _paths(self._environ)
+        self._readable = [path for path in self.paths if os.access(path, os.R_OK)]
         self._known = self._read()
 
     def again(self) -> list[str]:
         """Bring the environment to what the files say now; return the names that changed.
 
-        Raises ConfigurationError when a file that is there cannot be read, and changes nothing.
+        Raises ConfigurationError when a file cannot be read any more, and changes nothing.
         """
         found = self._read()
         changed = []
         for name in sorted({*self._known, *found}):
             before, now = self._known.get(name), found.get(name)
-            # Of a name that was only now added to the file nobody knows who set it elsewhere.
             if now != before and self._environ.get(name) == before:
                 changed.append(name)
                 if now is None:
@@ -50,9 +51,12 @@ class Files:
         for path in self.paths:
             try:
                 found.update(read_env_file(path))
-            except (FileNotFoundError, PermissionError):
-                # One that only root may read was read by systemd, and is again at the next start.
+            except FileNotFoundError:
                 continue
+            except PermissionError:
+                # One that only root may read was read by systemd, and is again at the next start.
+                if path in self._readable:
+                    raise ConfigurationError(f"the settings file {path} may not be read") from None
         return found
 
 
@@ -61,4 +65,4 @@ def _paths(environ: MutableMapping[str, str]) -> list[Path]:
         return [Path(part) for part in named.split(":") if part]
     own = user_file(environ)
     # Not Path.exists, which raises where a home may not be entered.
-    return [own if os.path.exists(own) else Path(ENV_FILE)]  # noqa: PTH110
+    return [own if os.path.exists(own) else Path(ENV_FILE)]

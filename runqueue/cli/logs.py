@@ -66,7 +66,12 @@ class Journal(logging.Handler):
         super().__init__()
         self.setFormatter(Lines(""))
         self._identifier = identifier
-        self._transport = JournaldTransport()
+        # By its address with each line: the journal has a new socket when it was started anew.
+        self._transport = JournaldTransport(connected=False)
+
+    def close(self) -> None:
+        self._transport.socket.close()
+        super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
@@ -99,11 +104,7 @@ def configure(level: str, form: str = "auto", identifier: str = "runqueue") -> N
 
 def _handler(form: str, identifier: str) -> logging.Handler:
     if form == "journal" or (form == "auto" and _is_journal(sys.stderr)):
-        try:
-            return Journal(identifier)
-        except OSError as error:
-            if form == "journal":
-                raise click.UsageError(f"--log-format journal: {error.strerror}") from None
+        return Journal(identifier)
     handler = logging.StreamHandler()
     handler.setFormatter(_json() if form == "json" else Lines())
     return handler

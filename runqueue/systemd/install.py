@@ -40,9 +40,8 @@ class Write:
             # One for settings is as closed as they are, until systemd-tmpfiles gives it a group.
             path.parent.mkdir(mode=mode | mode >> 2 & 0o111, parents=True, exist_ok=True)
             new.unlink(missing_ok=True)
-            handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                os.fchmod(handle, mode)  # whatever the umask says
+            with os.fdopen(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
+                os.fchmod(stream.fileno(), mode)  # whatever the umask says
                 stream.write(self.file.signed)
             new.replace(path)
         except OSError as error:
