@@ -39,6 +39,7 @@ def test_it_is_up_when_its_first_sweep_has_succeeded(box: Box, machine: Machine)
     assert "last sweep" in status_of(machine)
 
 
+@pytest.mark.long
 def test_a_migration_may_take_longer_than_a_start(box: Box, machine: Machine) -> None:
     """It asks for more time, and is not up while the schema is not right."""
     box.drop_in(DAEMON, PLANTS, "TimeoutStartSec=1s")
@@ -55,6 +56,7 @@ def test_a_migration_may_take_longer_than_a_start(box: Box, machine: Machine) ->
     assert restarts(machine) == 0
 
 
+@pytest.mark.long
 def test_its_status_says_how_much_there_is_to_do_and_when_it_swept(
     box: Box, machine: Machine, daemon: str
 ) -> None:
@@ -152,6 +154,7 @@ def test_a_reload_goes_by_the_settings_as_they_are(box: Box, machine: Machine, d
     assert main_pid(machine) == pid
 
 
+@pytest.mark.long
 def test_a_reload_of_settings_that_cannot_be_used_changes_nothing(
     box: Box, machine: Machine, daemon: str
 ) -> None:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.systemd.box import DAEMON, VENV, Box
+from tests.systemd.box import DAEMON, ROOT, VENV, Box
 from tests.systemd.machine import Machine, wait_for
 
 pytestmark = pytest.mark.systemd
@@ -33,6 +33,18 @@ def test_the_daemon_is_locked_down(box: Box, machine: Machine, daemon: str) -> N
     """Also with a database on a server, and the runner as far as agents allow."""
     assert exposure(machine, DAEMON) <= 1.5
     assert exposure(machine, "runqueue-runner@one.service") <= 3.0
+
+
+@pytest.mark.long
+def test_without_a_server_it_works_without_a_network(box: Box, machine: Machine) -> None:
+    """With the manual's own lines."""
+    manual = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    lines = re.search(r"    \[Service\]\n((?:    .*\n)+)", manual)
+    assert lines is not None
+    box.drop_in(DAEMON, *(line.strip() for line in lines[1].splitlines()))
+    machine.systemctl("start", DAEMON)
+    assert exposure(machine, DAEMON) <= 0.7
+    box.becomes(box.enqueue("x", "--timeout", "0"), "failed")
 
 
 def test_installing_says_first_what_it_does_and_then_what_to_do_next(

@@ -38,6 +38,7 @@ def test_the_journal_tells_a_runs_story(box: Box, machine: Machine, daemon: str)
     assert "canary-5f1c" not in everything
 
 
+@pytest.mark.long
 def test_a_fault_has_the_priority_of_one(box: Box, machine: Machine) -> None:
     """So that `journalctl -p warning` shows what a person should look at, and nothing else."""
     box.rq("db", "init")
@@ -51,6 +52,7 @@ def test_a_fault_has_the_priority_of_one(box: Box, machine: Machine) -> None:
     wait_for(lambda: machine.state(DAEMON) == "active/running", "the daemon")
 
 
+@pytest.mark.long
 def test_collectors_get_json_and_files_get_lines(box: Box, machine: Machine) -> None:
     """As asked for: one object a line, with the same fields."""
     box.set("RUNQUEUE_DB=sqlite:////var/lib/runqueue/runqueue.db", "RUNQUEUE_LOG_FORMAT=json")
