@@ -217,3 +217,4 @@ class Box:
         machine.systemctl("daemon-reload")
         machine.systemctl("reset-failed")
         self.rq("systemd", "install", "--force")
+        machine.forget_journal()

@@ -25,12 +25,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
 def box(installed: Box, request: pytest.FixtureRequest) -> Iterator[Box]:
     """A machine on which runqueue has just been installed; what it logged is shown on failure."""
     installed.reset()
-    (began,) = installed.machine.run("date", "+%s.%N").stdout.split()
     yield installed
     report = getattr(request.node, "failed_report", None)
     if report is not None and installed.machine.pid:
-        words = ("--no-pager", f"--since=@{began}", "--unit=runqueue*", "--unit=tests-*")
-        print(installed.machine.run("journalctl", *words, check=False).stdout[-6000:])
+        entries = installed.machine.journal("--unit=runqueue*", "--unit=tests-*")
+        print("\n".join(f"{one['SYSLOG_IDENTIFIER']}: {one['MESSAGE']}" for one in entries))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -65,6 +65,7 @@ class Machine:
         self.pid = 0
         self._directory = directory
         self._booted: subprocess.Popen[bytes] | None = None
+        self._since = "0"
         cgroups = _cgroups()
         assert cgroups is not None
         self._cgroup = cgroups / self.name
@@ -170,10 +171,16 @@ class Machine:
         return "/".join(self.show(unit, "ActiveState", "SubState"))
 
     def journal(self, *words: str) -> list[dict[str, Any]]:
-        """Return entries of the journal, the oldest first."""
+        """Return entries of the journal since it was forgotten, the oldest first."""
         self.run("journalctl", "--sync")
-        told = self.run("journalctl", "--output=json", "--all", *words, check=False).stdout
+        # Not --after-cursor, which with a filter leaves out the first entry that matches.
+        new = ("--output=json", "--all", f"--since=@{self._since}")
+        told = self.run("journalctl", *new, *words, check=False).stdout
         return [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+
+    def forget_journal(self) -> None:
+        """Let what was told until now be past."""
+        self._since = f"{time.time():.6f}"
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file of root's."""

@@ -110,9 +110,10 @@ def test_a_full_group_of_people_and_runners_shares_the_file(
     try:
         added = box.rq("enqueue", "true", user="someone").stdout.strip()
         assert box.status(added) == "pending"
-        refused = box.rq("list", user="stranger", check=False)
+        refused = box.rq("--db", f"sqlite:///{DATABASE}", "list", user="stranger", check=False)
         assert refused.returncode == 78
         assert refused.stdout == ""
+        assert f"{DATABASE} may not be read" in refused.stderr
     finally:
         for name in ("someone", "stranger"):
             machine.run("userdel", name)

@@ -109,7 +109,9 @@ def test_uninstalling_leaves_nothing_but_data(box: Box, machine: Machine, daemon
     (machine.root / "etc/runqueue/runner-one.env").unlink()  # the operator's own
     (machine.root / "etc/runqueue").rmdir()
     left = {path for path in box.files() - box.before if "/users" not in path}
-    accounts = {path for path in left if re.fullmatch(r"/etc/(g?shadow|passwd|group)-?", path)}
+    accounts = {
+        path for path in left if re.fullmatch(r"/etc/(g?shadow|passwd|group|sub[ug]id)-?", path)
+    }
     assert {path.split("/")[3] for path in left - accounts if path.startswith("/var/lib/")} == {
         "runqueue",
         "runqueue-runner",

@@ -47,8 +47,7 @@ def test_a_fault_has_the_priority_of_one(box: Box, machine: Machine) -> None:
         machine.systemctl("start", "--no-block", DAEMON)
         wait_for(lambda: machine.journal(f"--unit={DAEMON}", "--priority=err"), "the failure", 40)
         (told, *_) = machine.journal(f"--unit={DAEMON}", "--priority=err")
-        assert "StorageBusy" in told["MESSAGE"] or "waits" in told["MESSAGE"]
-        assert told["PRIORITY"] == "3"
+        assert "StorageBusy" in told["MESSAGE"]
     wait_for(lambda: machine.state(DAEMON) == "active/running", "the daemon")
 
 

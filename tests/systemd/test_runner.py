@@ -66,8 +66,10 @@ def test_it_is_up_when_it_is_registered(box: Box, machine: Machine, daemon: str)
 
 
 @pytest.mark.long
-def test_a_stop_lets_what_is_at_work_end(box: Box, machine: Machine, daemon: str) -> None:
+def test_a_stop_lets_what_is_at_work_end(box: Box, machine: Machine) -> None:
     """It claims nothing new, takes longer than the unit says, and beats on until the end."""
+    box.set("RUNQUEUE_DB=sqlite:////var/lib/runqueue/runqueue.db", "RUNQUEUE_LEASE=1")
+    machine.systemctl("start", DAEMON)
     box.drop_in("runqueue-runner@one.service", "TimeoutStopSec=1s")
     unit = box.start_runner("one", "RUNQUEUE_DRAIN=1h")
     run_id = at_work(box, unit)
@@ -106,7 +108,7 @@ def test_no_process_of_a_run_outlives_the_unit(
     box: Box, machine: Machine, daemon: str, how: str
 ) -> None:
     """Not one with a session of its own that ignores every signal but one."""
-    unit = box.start_runner("one", "RUNQUEUE_DRAIN=0")
+    unit = box.start_runner("one", "RUNQUEUE_DRAIN=0", "RUNQUEUE_STOP_GRACE=1s")
     box.drop_in(unit, "RestartSec=1h")
     stubborn = "trap '' TERM INT HUP; touch $HOME/stubborn; while :; do sleep 0.1; done"
     run_id = box.enqueue(f'setsid sh -c "{stubborn}" >/dev/null 2>&1 & {stubborn}')
