@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from runqueue._version import __version__
+from runqueue.cli.logs import is_journal
 from runqueue.cli.render import printable
 from runqueue.errors import RunqueueError
 from runqueue.settings import load_credential, load_env_file
@@ -168,7 +169,9 @@ def run(command: click.Command, argv: list[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    click.echo(printable(text), err=True)
+    # Of what comes over a stream the journal takes the priority from the beginning of a line.
+    head = "<3>" if is_journal(sys.stderr) else ""
+    click.echo(f"{head}{printable(text)}", err=True)
 
 
 def for_each(ids: Iterable[str], act: Callable[[str], None]) -> int:

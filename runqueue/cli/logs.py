@@ -103,14 +103,14 @@ def configure(level: str, form: str = "auto", identifier: str = "runqueue") -> N
 
 
 def _handler(form: str, identifier: str) -> logging.Handler:
-    if form == "journal" or (form == "auto" and _is_journal(sys.stderr)):
+    if form == "journal" or (form == "auto" and is_journal(sys.stderr)):
         return Journal(identifier)
     handler = logging.StreamHandler()
     handler.setFormatter(_json() if form == "json" else Lines())
     return handler
 
 
-def _is_journal(stream: Any) -> bool:
+def is_journal(stream: Any) -> bool:
     """Whether a stream is the one that systemd connected to the journal."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:

@@ -68,7 +68,7 @@ def test_it_is_up_when_it_is_registered(box: Box, machine: Machine, daemon: str)
 @pytest.mark.long
 def test_a_stop_lets_what_is_at_work_end(box: Box, machine: Machine) -> None:
     """It claims nothing new, takes longer than the unit says, and beats on until the end."""
-    box.set("RUNQUEUE_DB=sqlite:////var/lib/runqueue/runqueue.db", "RUNQUEUE_LEASE=1")
+    box.set("RUNQUEUE_DB=sqlite:////var/lib/runqueue/runqueue.db", "RUNQUEUE_LEASE=2")
     machine.systemctl("start", DAEMON)
     box.drop_in("runqueue-runner@one.service", "TimeoutStopSec=1s")
     unit = box.start_runner("one", "RUNQUEUE_DRAIN=1h")
