@@ -193,6 +193,7 @@ class Runner:
             while not self._draining.is_set():
                 if watch is None and timeout > 0:  # before asking, to miss nothing
                     watch = stack.enter_context(Watch(self._store, (Wake.WORK,)))
+                    continue  # a drain that came in between rang for nobody
                 if taken := self._take(limit):
                     return taken
                 left = deadline - time.monotonic()
