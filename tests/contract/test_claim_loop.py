@@ -58,9 +58,11 @@ def test_a_drain_in_the_instant_before_the_wait_ends_it(
         runner.drain()
         return Watch(store, kinds)
 
-    monkeypatch.setattr("runqueue.runner.Watch", watch)
-    with in_background(lambda: runner.claim(timeout=1.5 * LONG), queue) as claimed:
-        assert claimed.result(LONG) is None
+    with Watch(queue.store) as already:
+        already.wait(LONG)  # a doorbell rings once when it begins to hear, and now does
+        monkeypatch.setattr("runqueue.runner.Watch", watch)
+        with in_background(lambda: runner.claim(timeout=1.5 * LONG), queue) as claimed:
+            assert claimed.result(LONG) is None
 
 
 def test_a_drain_by_an_operator_ends_the_loop(
