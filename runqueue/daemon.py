@@ -45,7 +45,9 @@ PRUNE_FOR: Final = 0.2
 AWAY: Final = 5.0
 """Seconds without a sweep after which the daemon cannot tell silent runners from its own sleep."""
 LONGEST_START: Final = 3600.0
-"""Seconds that a service manager is asked to wait at most for a migration and the first sweep."""
+"""Seconds that a service manager is asked to wait at most for a migration."""
+FIRST_SWEEP: Final = 300.0
+"""Seconds that it is asked to wait at most for a first sweep, after what patience allows."""
 
 
 class Steady(BaseTrigger):  # type: ignore[misc]
@@ -107,8 +109,9 @@ class Daemon:
         ones raised when they failed for longer than the patience.
         """
         self._ended = ended
-        with self._reporter.manager.patient(LONGEST_START):
-            patiently(self._begin, self._patience or 0.0, ended, self._tell)
+        patience = self._patience or 0.0
+        with self._reporter.manager.patient(patience + FIRST_SWEEP):
+            patiently(self._begin, patience, ended, self._tell)
         if self._reporter.swept_at is None:  # it was told to end while it waited
             self._end()
             return

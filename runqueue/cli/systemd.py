@@ -22,7 +22,8 @@ next:
   systemctl{user} enable --now runqueued
   runqueue status --check
 and for a runner, here called NAME:
-  cp {settings}/runner.env.example {settings}/runner-NAME.env, and say there what is executed
+  install -m {mode} {settings}/runner.env.example {settings}/runner-NAME.env
+  and say there what is executed, then:
   systemctl{user} enable --now runqueue-runner@NAME"""
 FOR_SYSTEM = """\
 whoever is to use the queue with `runqueue`, or is another runner's user:
@@ -57,7 +58,11 @@ def install(user: bool, dry_run: bool, now: bool, force: bool) -> None:
     steps = to_install(user=user, force=force, now=now)
     _do(steps, dry_run)
     where = os.path.dirname(_settings_path(user))
-    told = NEXT.format(user=" --user" if user else "", settings=where)
+    told = NEXT.format(
+        user=" --user" if user else "",
+        settings=where,
+        mode="600" if user else "640 -g runqueue",
+    )
     render.echo_lines(f"{told}\n{FOR_USER if user else FOR_SYSTEM}")
 
 

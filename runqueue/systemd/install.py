@@ -18,6 +18,7 @@ from runqueue.systemd.files import File, for_system, for_user
 
 DAEMON: Final = "runqueued.service"
 RUNNERS: Final = "runqueue-runner@*.service"
+GROUP: Final = "runqueue"
 OURS: Final = ("runqueue", "sysusers.d")
 """The names of directories that are removed when nothing is left in them."""
 
@@ -35,7 +36,7 @@ class Write:
         path, mode = self.file.path, self.file.mode
         new = path.with_name(f".{path.name}.new")
         try:
-            # One for settings is as closed as they are, until systemd-tmpfiles gives it a group.
+            # One for settings is as closed as they are, until they are given a group.
             path.parent.mkdir(mode=mode | mode >> 2 & 0o111, parents=True, exist_ok=True)
             new.unlink(missing_ok=True)
             with os.fdopen(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
@@ -135,6 +136,9 @@ def to_install(*, user: bool, force: bool = False, now: bool = False) -> list[St
             steps.append(Write(file))
     if not user:
         steps += _made(files)
+        # Not by systemd-tmpfiles, which would open again at each boot what somebody has closed.
+        new = [step.file.path for step in steps if isinstance(step, Write)]
+        steps += [Run(("chgrp", GROUP, str(path))) for path in new if path.parent.name in OURS[:1]]
     if _is_running(user):
         systemctl = _systemctl(user)
         steps.append(Run((*systemctl, "daemon-reload")))
