@@ -59,6 +59,15 @@ def test_it_executes_runs_as_another_user_over_the_shared_file(
     assert set(owners.splitlines()) == {"660 runqueue"}
 
 
+@pytest.mark.long
+def test_what_it_executes_may_have_quotes(box: Box, machine: Machine, daemon: str) -> None:
+    """Its file says it as one would in a shell, though there is none."""
+    box.start_runner(command="\"sh -c 'cat; echo two words $0' it\"")
+    run_id = box.enqueue("prompt ")
+    box.becomes(run_id, "completed")
+    assert box.row(run_id)["result"] == "prompt two words it\n"
+
+
 def test_it_is_up_when_it_is_registered(box: Box, machine: Machine, daemon: str) -> None:
     """So that what is started after it finds it."""
     box.start_runner("a")
