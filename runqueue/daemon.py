@@ -20,10 +20,13 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
 from runqueue import clock, retention, statements, sweeper
-from runqueue.backoff import pauses
+from runqueue._version import __version__
+from runqueue.backoff import patiently, pauses
 from runqueue.errors import RunqueueError, StorageLost
 from runqueue.queue import Queue
-from runqueue.settings import BEATS_PER_LEASE
+from runqueue.reporter import Reporter
+from runqueue.settings import BEATS_PER_LEASE, Settings
+from runqueue.systemd.notify import Manager
 
 log = logging.getLogger("runqueue.daemon")
 
@@ -41,6 +44,10 @@ PRUNE_FOR: Final = 0.2
 """Share of the time between two sweeps that is used for pruning while there is much of it."""
 AWAY: Final = 5.0
 """Seconds without a sweep after which the daemon cannot tell silent runners from its own sleep."""
+LONGEST_START: Final = 3600.0
+"""Seconds that a service manager is asked to wait at most for a migration."""
+FIRST_SWEEP: Final = 300.0
+"""Seconds that it is asked to wait at most for a first sweep, after what patience allows."""
 
 
 class Steady(BaseTrigger):  # type: ignore[misc]
@@ -59,21 +66,35 @@ class Steady(BaseTrigger):  # type: ignore[misc]
 
 
 class Daemon:
-    """Sweeps a queue until it is told to end."""
+    """Sweeps a queue until it is told to end.
+
+    With `patience` it also ends when no sweep has succeeded for so many seconds.
+    """
 
     def __init__(
-        self, queue: Queue, *, interval: float, keep: float | None, keep_runs: int | None = None
+        self,
+        queue: Queue,
+        *,
+        interval: float,
+        keep: float | None,
+        keep_runs: int | None = None,
+        patience: float | None = None,
+        manager: Manager | None = None,
     ) -> None:
         self._queue = queue
+        self._reporter = Reporter(queue.store, manager or Manager({}))
         self._interval = interval
         self._keep = keep
         self._keep_runs = keep_runs
+        self._patience = patience
+        self._job: Any = None
+        self._ended = threading.Event()
+        self._given_up: Exception | None = None
         self._id = f"{socket.gethostname()}-{os.getpid()}"
         self._started_at = queue.now()
         self._beaten: float | None = None
         self._tidied = -TIDY_EVERY
         self._going: retention.Bounds | None = None
-        self._swept: float | None = None
         self._held_until = 0.0
         self._failures = 0
         self._cause = ""
@@ -82,28 +103,82 @@ class Daemon:
         self._waits = pauses()
 
     def run(self, ended: threading.Event) -> None:
-        """Tick until `ended` is set. Raises what the first tick raises."""
-        self._work()
-        log.info("daemon %s sweeps %s every %g s", self._id, self._queue.store.url, self._interval)
+        """Tick until `ended` is set.
+
+        Raises what the first tick raises when the patience for it is over, and what the last
+        ones raised when they failed for longer than the patience.
+        """
+        self._ended = ended
+        patience = self._patience or 0.0
+        with self._reporter.manager.patient(patience + FIRST_SWEEP):
+            patiently(self._begin, patience, ended, self._tell)
+        if self._reporter.swept_at is None:  # it was told to end while it waited
+            self._end()
+            return
+        log.info(
+            *("daemon %s of version %s sweeps %s every %g s", self._id, __version__),
+            *(self._queue.store.url, self._interval),
+        )
+        self._reporter.expect(patience=self._patience, interval=self._interval)
+        self._reporter.ready()
         scheduler = BackgroundScheduler(
             timezone=timezone.utc,
             executors={"default": ThreadPoolExecutor(1)},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
-        job = scheduler.add_job(self.tick, Steady(self._interval), id="sweep")
+        self._job = scheduler.add_job(self.tick, Steady(self._interval), id="sweep")
         scheduler.start()
         try:
-            self._watch_clock(job, ended)
+            self._watch_clock(self._job, ended)
         finally:
+            self._reporter.manager.stopping("ending")
             self._queue.store.hurry(0.5)
             scheduler.shutdown(wait=True)
-            self._sign_off()
-            log.info("daemon %s ended", self._id)
+            self._end()
+        if self._given_up is not None:
+            raise self._given_up
+
+    def adopt(
+        self,
+        settings: Settings,
+        *,
+        interval: float,
+        keep: float | None,
+        keep_runs: int | None,
+        patience: float | None,
+    ) -> None:
+        """Go by these settings from now on; may be called from any thread."""
+        self._queue.settings = settings
+        self._interval, self._patience = interval, patience
+        self._keep, self._keep_runs = keep, keep_runs
+        self._beaten = None  # the next tick publishes the lease
+        self._tidied = -TIDY_EVERY
+        self._reporter.expect(patience=patience, interval=interval)
+        if self._job is not None:
+            self._job.reschedule(Steady(interval))
+
+    def tell_ready(self) -> None:
+        """Tell the service manager that a reload is over."""
+        self._reporter.ready()
+
+    def _begin(self) -> None:
+        try:
+            self._reporter.begin()
+            self._work()
+        except Exception:
+            with suppress(Exception):
+                self._queue.close()
+            raise
+
+    def _end(self) -> None:
+        self._sign_off()
+        log.info("daemon %s ended", self._id)
 
     def _watch_clock(self, job: Any, ended: threading.Event) -> None:
         # APScheduler sleeps by the wall clock: set back by an hour, it sleeps for an hour.
         offset = time.time() - time.monotonic()
         while not ended.wait(min(self._interval, 1.0)):
+            self._reporter.say()
             step = time.time() - time.monotonic() - offset
             if abs(step) > min(self._interval, 1.0):
                 offset += step
@@ -119,6 +194,9 @@ class Daemon:
             self._work()
         except Exception as error:  # noqa: BLE001 - whatever it is, the next tick must come
             self._tell(error)
+            if self._is_too_much():
+                self._given_up = error
+                self._ended.set()
             if isinstance(error, StorageLost):
                 # At random, so that those who wait for a server do not all come at once.
                 self._retry_at = time.monotonic() + next(self._waits)
@@ -129,11 +207,19 @@ class Daemon:
         if self._failures:
             log.warning("the sweep works again after %d failures", self._failures)
         self._failures, self._cause, self._waits = 0, "", pauses()
+        self._reporter.failing = ""
+
+    def _is_too_much(self) -> bool:
+        swept_at = self._reporter.swept_at
+        if self._patience is None or swept_at is None:
+            return False
+        return time.monotonic() - swept_at > self._patience
 
     def _tell(self, error: Exception) -> None:
         self._failures += 1
         known = isinstance(error, RunqueueError)
         cause = f"{type(error).__name__}: {error}"
+        self._reporter.failing = cause
         if cause == self._cause and time.monotonic() - self._told < REMIND:
             return
         self._cause, self._told = cause, time.monotonic()
@@ -141,16 +227,20 @@ class Daemon:
 
     def _work(self) -> None:
         moment = time.monotonic()
-        if self._beaten is None or moment - self._beaten >= BEAT:
+        # One that fails to sweep must not look alive for ever.
+        if self._beaten is None or (moment - self._beaten >= BEAT and not self._failures):
             self._beat()
             self._beaten = moment
-        if self._swept is not None and moment - self._swept > max(AWAY, 3 * self._interval):
+        swept_at = self._reporter.swept_at
+        if swept_at is not None and moment - swept_at > max(AWAY, 3 * self._interval):
             self._hold(moment)
         swept = self._queue.sweep(rescues=moment >= self._held_until)
-        self._swept = time.monotonic()
+        self._reporter.swept()
         if swept:
             told = ", ".join(f"{count} {name}" for name, count in swept.counts().items() if count)
             log.info("sweep: %s", told)
+            self._reporter.tell_decisions()
+        self._reporter.look()
         if not swept:
             self._queue.store.trim_log()
         if moment - self._tidied >= TIDY_EVERY:

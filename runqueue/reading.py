@@ -210,3 +210,21 @@ def overview(store: Store, *, now: str, exact: bool = False) -> Overview:
         len(registered) - alive,
         len(store.run(statements.LIVE_DAEMONS, now=now)),
     )
+
+
+def ailments(
+    seen: Overview, *, longest_wait: float | None = None, least_runners: int = 0
+) -> list[str]:
+    """Return what is wrong with a queue that was seen like this, one sentence each.
+
+    `longest_wait` is in seconds, for the oldest pending run; None: however long.
+    """
+    found = []
+    if not seen.daemons:
+        found.append("no daemon is alive: nothing expires, and no dead runner's run is rescued")
+    if seen.runners < least_runners:
+        found.append(f"{seen.runners} runners are alive, fewer than {least_runners}")
+    oldest = seen.oldest_pending_seconds
+    if longest_wait is not None and oldest is not None and oldest > longest_wait:
+        found.append(f"the oldest pending run has waited {oldest:.0f} s, over {longest_wait:g} s")
+    return found

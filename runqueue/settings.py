@@ -46,6 +46,10 @@ MAX_TREE_RUNS: Final = 256
 """Runs of one tree, those that have ended too."""
 
 ENV_FILE: Final = "/etc/runqueue/runqueue.env"
+USER_FILE: Final = "runqueue/runqueue.env"
+"""Likewise, for one person, in their directory of settings."""
+CREDENTIAL: Final = "runqueue-db"
+"""The name of the systemd credential that holds the database's URL."""
 
 _LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
@@ -93,24 +97,48 @@ def default_url(environ: MutableMapping[str, str] | None = None) -> str:
 def load_env_file(environ: MutableMapping[str, str] | None = None) -> None:
     """Set the RUNQUEUE_* names of the settings file that the environment does not hold yet.
 
-    The file is $RUNQUEUE_ENV_FILE, which must then exist, else /etc/runqueue/runqueue.env if
-    it is there. Raises ConfigurationError when it cannot be read or a line is no KEY=VALUE.
+    The file is $RUNQUEUE_ENV_FILE, which must then exist, else the first that is there of this
+    user's own, ~/.config/runqueue/runqueue.env, and /etc/runqueue/runqueue.env. Raises
+    ConfigurationError when it cannot be read or a line is no KEY=VALUE.
     """
     environ = os.environ if environ is None else environ
     named = environ.get("RUNQUEUE_ENV_FILE")
-    path = Path(named or ENV_FILE)
+    found: dict[str, str] = {}
+    for path in [Path(named)] if named else [user_file(environ), Path(ENV_FILE)]:
+        try:
+            found = read_env_file(path)
+        except FileNotFoundError:
+            if named:
+                raise ConfigurationError(f"the settings file {path} does not exist") from None
+            continue
+        except PermissionError:
+            # The service's file may hold a password and be closed to this user, who then names
+            # a database of their own.
+            if named:
+                raise ConfigurationError(f"the settings file {path} may not be read") from None
+            continue
+        break
+    for name, value in found.items():
+        # An empty one, as in compose files, says nothing.
+        if name.startswith("RUNQUEUE_") and not environ.get(name):
+            environ[name] = value
+
+
+def user_file(environ: MutableMapping[str, str]) -> Path:
+    """Return where this user's own settings file is, if there is one."""
+    return Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / USER_FILE
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """Return what a KEY=VALUE file says, as systemd reads it; of two lines the last counts.
+
+    Raises FileNotFoundError and PermissionError, and ConfigurationError for all else that keeps
+    it from being read.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        if named:
-            raise ConfigurationError(f"the settings file {path} does not exist") from None
-        return
-    except PermissionError:
-        # The service's file may hold a password and be closed to this user, who then names
-        # a database of their own.
-        if named:
-            raise ConfigurationError(f"the settings file {path} may not be read") from None
-        return
+    except (FileNotFoundError, PermissionError):
+        raise
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"the settings file {path} cannot be read: {reason}") from None
@@ -125,8 +153,27 @@ def load_env_file(environ: MutableMapping[str, str] | None = None) -> None:
         name, value = match[1], match[2].strip()
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
-        if name.startswith("RUNQUEUE_"):
-            found[name] = value  # of two lines systemd, too, takes the last
-    for name, value in found.items():
-        if not environ.get(name):  # an empty one, as in compose files, says nothing
-            environ[name] = value
+        found[name] = value
+    return found
+
+
+def load_credential(environ: MutableMapping[str, str] | None = None) -> None:
+    """Set RUNQUEUE_DB to the credential `runqueue-db` of the service, if it has been given one.
+
+    It wins over the variable: what is in a settings file is for everybody who may read that.
+    Raises ConfigurationError when it cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        return
+    path = Path(directory) / CREDENTIAL
+    try:
+        url = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"the credential {CREDENTIAL} cannot be read") from None
+    if not url or any(character.isspace() for character in url):
+        raise ConfigurationError(f"the credential {CREDENTIAL} is not one line with a URL")
+    environ["RUNQUEUE_DB"] = url

@@ -1,4 +1,4 @@
-"""Acting on SIGTERM and SIGINT in a thread of its own.
+"""Acting on signals in a thread of its own.
 
 A Python signal handler interrupts the main thread anywhere, also while it holds the lock that
 the handler would need. Here the handler does nothing; the interpreter writes the signal's
@@ -10,22 +10,27 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
-@contextmanager
-def on_ending(act: Callable[[], None]) -> Iterator[None]:
+def on_ending(act: Callable[[], None]) -> AbstractContextManager[None]:
     """Call `act` for each SIGTERM or SIGINT meanwhile; enter it in the main thread."""
+    return on_signals(dict.fromkeys(ENDING, act))
+
+
+@contextmanager
+def on_signals(acts: Mapping[int, Callable[[], None]]) -> Iterator[None]:
+    """Call what belongs to each of these signals meanwhile; enter it in the main thread."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     thread = threading.Thread(
-        target=_read, args=(reader, act), name="runqueue-signals", daemon=True
+        target=_read, args=(reader, acts), name="runqueue-signals", daemon=True
     )
-    before: dict[int, Any] = {number: signal.signal(number, _ignore) for number in ENDING}
+    before: dict[int, Any] = {number: signal.signal(number, _ignore) for number in acts}
     fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread.start()
     try:
@@ -43,8 +48,8 @@ def _ignore(number: int, frame: object) -> None:
     """A handler must be there for the interpreter to write the number."""
 
 
-def _read(reader: int, act: Callable[[], None]) -> None:
+def _read(reader: int, acts: Mapping[int, Callable[[], None]]) -> None:
     while numbers := os.read(reader, 64):
         for number in numbers:
-            if number in ENDING:
-                act()
+            if number in acts:
+                acts[number]()

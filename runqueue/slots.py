@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
+from runqueue.about import about
 from runqueue.backoff import pauses
 from runqueue.claims import Claim
 from runqueue.database import Store
 from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
 from runqueue.executor import Execution, Outcome
+from runqueue.reread import FILES
 from runqueue.runner import LOOK_AGAIN, Runner
+from runqueue.systemd.notify import SERVICE
 
 log = logging.getLogger("runqueue.runner")
 
@@ -44,6 +47,7 @@ class Slots:
         self._store = store
         self._runner = runner
         self._command = list(command)
+        self._slots = slots
         self._free = threading.Semaphore(slots)
         self._stop_grace = stop_grace
         self._drain = drain
@@ -69,6 +73,18 @@ class Slots:
         timer = threading.Timer(self._drain, self._end_runs)
         timer.daemon = True
         timer.start()
+
+    @property
+    def ends_within(self) -> float:
+        """Seconds within which a runner that is told to end has ended its runs and reported."""
+        return self._drain + self._stop_grace + LAST_WORD + HANG
+
+    def status(self) -> str:
+        """Return what the runner does, in a few words."""
+        with self._lock:
+            at_work = len(self._threads)
+        what = "draining" if self._runner.is_draining else f"{self._slots - at_work} slots free"
+        return f"{at_work} runs at work, {what}"
 
     def hangs(self) -> bool:
         """Whether a runner that was told to end hangs in a call that is never answered.
@@ -152,6 +168,10 @@ class Slots:
             execution.stop()
 
     def _serve_one(self, claim: Claim) -> None:
+        with about(run_id=claim.fence.run_id, session_id=claim.run.session_id):
+            self._serve_it(claim)
+
+    def _serve_it(self, claim: Claim) -> None:
         run_id = claim.fence.run_id
         try:
             self._execute(claim)
@@ -252,7 +272,10 @@ class Slots:
         return self._ended_at is None or time.monotonic() - self._ended_at < LAST_WORD
 
     def _environment(self, claim: Claim) -> dict[str, str]:
-        run, environment = claim.run, dict(os.environ)
+        run, meant_for_us = claim.run, (*SERVICE, FILES)
+        environment = {
+            name: value for name, value in os.environ.items() if name not in meant_for_us
+        }
         known = {
             "RUNQUEUE_RUN_ID": run.run_id,
             "RUNQUEUE_SESSION_ID": run.session_id,

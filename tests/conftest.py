@@ -44,7 +44,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """A fault that is skipped in the long form is a promise that nobody looked at."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    is_fault = item.get_closest_marker("chaos") or item.get_closest_marker("long")
+    is_fault = any(item.get_closest_marker(name) for name in ("chaos", "long", "systemd"))
     if report.skipped and item.config.getoption("--long") and is_fault:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped: {report.longrepr[2]}"

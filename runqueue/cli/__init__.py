@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from runqueue.cli import admin, runners, runs, sessions, trees
+from runqueue.cli import admin, runners, runs, sessions, systemd, trees
 from runqueue.cli.base import CONTEXT, db_option, name_variables, run, version_option
 
 
@@ -22,7 +22,14 @@ def cli() -> None:
     """
 
 
-for command in (*runs.COMMANDS, trees.tree, sessions.sessions, runners.runners, *admin.COMMANDS):
+for command in (
+    *runs.COMMANDS,
+    trees.tree,
+    sessions.sessions,
+    runners.runners,
+    *admin.COMMANDS,
+    *systemd.COMMANDS,
+):
     cli.add_command(command)
 name_variables(cli)
 

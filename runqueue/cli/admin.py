@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,22 +18,74 @@ from runqueue.cli.base import Duration, db_option, open_queue
 from runqueue.errors import ConfigurationError, StorageDamaged
 from runqueue.settings import KEEP
 
+if TYPE_CHECKING:
+    from runqueue.reading import Overview
+
 
 @click.command()
 @click.option("--exact", is_flag=True, help="Count all that has ended, which may take a while.")
+@click.option(
+    "--check", "checks", is_flag=True, help="For monitors: one line, and exit code 1 if not well."
+)
+@click.option(
+    "--max-wait",
+    "longest_wait",
+    type=Duration(),
+    help="With --check: how long the oldest pending run may have waited.  [default: any time]",
+)
+@click.option(
+    "--min-runners",
+    "least_runners",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="With --check: how many runners must be alive.",
+)
 @render.output_option
 @db_option
-def status(exact: bool, output: str) -> None:
-    """Show the queue at a glance.
+def status(
+    exact: bool, checks: bool, longest_wait: float | None, least_runners: int, output: str
+) -> int | None:
+    """Show the queue at a glance, or check that it is well.
 
     Of what has ended, up to 100,000 runs of each status are counted; more is shown with a plus.
+
+    With --check the exit code is 0 when it is, 1 when no daemon is alive or a limit is passed,
+    75 when the database cannot be reached, and 78 when it cannot be used.
     """
     from runqueue import reading
 
+    if not checks and (longest_wait is not None or least_runners):
+        raise click.UsageError("--max-wait and --min-runners are limits of --check; give it too")
     queue = open_queue()
     overview = reading.overview(queue.store, now=queue.now(), exact=exact)
+    if checks:
+        ailments = reading.ailments(
+            overview, longest_wait=longest_wait, least_runners=least_runners
+        )
+        return _tell_health(overview, ailments, queue.store.url, output)
+    _show(overview, queue.store.url, output)
+    return None
+
+
+def _tell_health(overview: Overview, ailments: list[str], url: str, output: str) -> int:
     if output != "table":
-        row = {"database": queue.store.url, **overview._asdict()}
+        row = {"database": url, "ok": not ailments, "problems": ailments, **overview._asdict()}
+        render.emit_one(row, output, key="database")
+    elif ailments:
+        render.echo(f"not well: {'; '.join(ailments)}")
+    else:
+        runs = overview.runs
+        render.echo(
+            f"ok: {runs['pending']:,} pending, {runs['running']:,} running, "
+            f"{overview.runners} runners, {overview.daemons} daemons"
+        )
+    return 1 if ailments else 0
+
+
+def _show(overview: Overview, url: str, output: str) -> None:
+    if output != "table":
+        row = {"database": url, **overview._asdict()}
         render.emit_one(row, output, key="database")
         return
     for name, count in overview.runs.items():

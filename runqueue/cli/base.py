@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from runqueue._version import __version__
+from runqueue.cli.logs import is_journal
 from runqueue.cli.render import printable
 from runqueue.errors import RunqueueError
-from runqueue.settings import load_env_file
+from runqueue.settings import load_credential, load_env_file
 
 if TYPE_CHECKING:
     from runqueue.queue import Queue
@@ -119,14 +120,25 @@ def open_queue(*, create: bool = False, settings: Settings | None = None, **opti
     return queue
 
 
+def parse_again() -> click.Context:
+    """Return this command's line as it reads now that its variables may have changed.
+
+    Raises click.UsageError when one of them is not what it should be.
+    """
+    ctx = click.get_current_context()
+    return ctx.command.make_context(ctx.info_name, list(ctx.obj))
+
+
 def run(command: click.Command, argv: list[str] | None = None) -> int:
     """Execute a command line and return the exit code of the contract."""
     try:
+        load_credential()
         load_env_file()
         code = command.main(
             args=argv,
             prog_name=command.name,
             standalone_mode=False,
+            obj=tuple(sys.argv[1:] if argv is None else argv),
         )
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -157,7 +169,9 @@ def run(command: click.Command, argv: list[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    click.echo(printable(text), err=True)
+    # Of what comes over a stream the journal takes the priority from the beginning of a line.
+    head = "<3>" if is_journal(sys.stderr) else ""
+    click.echo(f"{head}{printable(text)}", err=True)
 
 
 def for_each(ids: Iterable[str], act: Callable[[str], None]) -> int:

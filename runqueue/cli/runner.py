@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
 from runqueue import settings
+from runqueue._version import __version__
+from runqueue.about import everywhere
 from runqueue.cli.base import (
     CONTEXT,
     Duration,
@@ -25,13 +30,21 @@ from runqueue.cli.base import (
     run,
     version_option,
 )
-from runqueue.cli.daemon import LEVELS
+from runqueue.cli.logs import configure, log_options
 from runqueue.errors import ConfigurationError, StorageLost
 
 if TYPE_CHECKING:
+    from runqueue.reread import Files
+    from runqueue.runner import Runner
     from runqueue.slots import Slots
+    from runqueue.systemd.notify import Manager
 
 log = logging.getLogger("runqueue.runner")
+
+LONGEST_START: Final = 3600.0
+"""Seconds that a service manager is asked to wait at most for a migration."""
+SAY: Final = 5.0
+"""Seconds between two words to a service manager."""
 
 
 @click.command(name="runqueue-runner", context_settings=CONTEXT)
@@ -92,7 +105,7 @@ log = logging.getLogger("runqueue.runner")
     metavar="CODE",
     help="An exit status of COMMAND after which a run may be retried; may be repeated.",
 )
-@click.option("--log-level", type=LEVELS, default="info", show_default=True)
+@log_options
 @version_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def runner(
@@ -109,6 +122,7 @@ def runner(
     lease: float,
     retry_exits: tuple[int, ...],
     log_level: str,
+    log_format: str,
     command: tuple[str, ...],
 ) -> None:
     """Execute COMMAND for each run that this runner can serve, until SIGTERM or SIGINT.
@@ -120,16 +134,20 @@ def runner(
     the run, with the end of standard error as the reason. A run that was enqueued with retries
     is executed again after one of the --retry-exit.
     """
-    from runqueue.cli.logs import configure
-    from runqueue.signals import on_ending
+    from runqueue.reread import Files
     from runqueue.slots import Slots
+    from runqueue.systemd.notify import Manager
 
     if shutil.which(command[0]) is None:
         raise ConfigurationError(f"there is no command {command[0]!r} to execute")
     if project_dir is not None and not Path(project_dir).is_dir():
         raise ConfigurationError(f"the project directory {project_dir} does not exist")
-    configure(log_level)
-    queue = open_queue(create=True, settings=settings.Settings(lease=lease, stop_grace=stop_grace))
+    configure(log_level, log_format, "runqueue-runner")
+    manager, files = Manager(), Files()
+    with manager.patient(LONGEST_START):
+        queue = open_queue(
+            create=True, settings=settings.Settings(lease=lease, stop_grace=stop_grace)
+        )
     registered = queue.runner(
         runner_id,
         hostname=hostname,
@@ -138,6 +156,7 @@ def runner(
         tags=tags,
         properties=gather(properties),
     )
+    everywhere(runner_id=registered.runner_id)
     work = Slots(
         *(queue.store, registered, command),
         slots=slots,
@@ -146,26 +165,74 @@ def runner(
         max_runtime=max_runtime,
         retry_exits=retry_exits,
     )
+    shown = f"{queue.store.url}; slots: {slots}, tags: {' '.join(tags) or 'none'}"
+    if _serve(work, registered, manager, shown):
+        queue.close()
+        _begin_anew(files)
+
+
+def _serve(work: Slots, registered: Runner, manager: Manager, shown: str) -> bool:
+    """Serve until a signal ends it; return whether it is to begin anew then."""
+    from runqueue.signals import ENDING, on_signals
+
+    told_to_end, reloads = threading.Event(), threading.Event()
 
     def end() -> None:
+        told_to_end.set()
         work.shut_down()
-        watch = threading.Thread(target=_end_if_hanging, args=(work,), daemon=True)
-        watch.start()
+        manager.stopping(work.status())
+        for target in (_end_if_hanging, _beg_for_time):
+            threading.Thread(target=target, args=(work, manager), daemon=True).start()
 
+    def reload() -> None:
+        # What is at work ends in its own time: nobody asked for its end.
+        reloads.set()
+        manager.reloading()
+        log.info("runner %s drains, to begin anew", registered.runner_id)
+        registered.drain()
+        threading.Thread(target=_beg_for_time, args=(work, manager, True), daemon=True).start()
+
+    acts: dict[int, Callable[[], None]] = dict.fromkeys(ENDING, end)
+    if manager.is_there:
+        acts[signal.SIGHUP] = reload
     # Before it is registered: whoever sees it there may send a signal at once.
-    with on_ending(end), registered:
-        log.info(
-            "runner %s serves %s; slots: %d, tags: %s",
-            registered.runner_id,
-            queue.store.url,
-            slots,
-            " ".join(tags) or "none",
-        )
+    with on_signals(acts), registered:
+        log.info("runner %s of version %s serves %s", registered.runner_id, __version__, shown)
+        manager.ready(work.status())
+        threading.Thread(target=_say, args=(work, manager), daemon=True).start()
         work.serve()
     log.info("runner %s ended", registered.runner_id)
+    return reloads.is_set() and not told_to_end.is_set()
 
 
-def _end_if_hanging(work: Slots) -> None:
+def _begin_anew(files: Files) -> NoReturn:
+    """Become a new runner in the same process, by the settings as they are now."""
+    try:
+        changed = files.again()
+        log.info("begins anew; changed: %s", " ".join(changed) or "nothing")
+    except ConfigurationError as error:
+        log.error("begins anew as it was, for the settings cannot be read: %s", error)
+    logging.shutdown()
+    os.execve(sys.executable, sys.orig_argv, os.environ)  # noqa: S606 - itself
+
+
+def _say(work: Slots, manager: Manager) -> None:
+    said = ""
+    while manager.is_there:
+        if (status := work.status()) != said:
+            manager.status(status)
+            said = status
+        time.sleep(SAY)
+
+
+def _beg_for_time(work: Slots, manager: Manager, for_ever: bool = False) -> None:
+    """Have the manager wait for as long as runs may take, which the unit does not know."""
+    with manager.patient(math.inf if for_ever else work.ends_within):
+        while True:
+            time.sleep(SAY)
+
+
+def _end_if_hanging(work: Slots, _: Manager) -> None:
     while not work.hangs():
         time.sleep(0.1)
     log.error("the runner ends without signing off, for the database does not answer")

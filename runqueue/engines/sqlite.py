@@ -215,7 +215,13 @@ def open_url(url: str, *, busy_timeout: float, create: bool) -> Sqlite:
     Raises ConfigurationError when it cannot be used, or is not there and `create` is false.
     """
     path = path_of(url)
-    if not create and not path.exists():
+    try:
+        is_there = path.exists()
+    except PermissionError:  # its directory may not be entered
+        raise errors.ConfigurationError(
+            f"the database {path} may not be read and written by you"
+        ) from None
+    if not create and not is_there:
         raise errors.ConfigurationError(
             f"there is no database {path}; make it with: runqueue --db sqlite:///{path} db init"
         )

@@ -136,7 +136,7 @@ def test_a_daemon_says_once_a_cause_that_the_disk_is_full(
 ) -> None:
     """Not at each tick, or the log fills the next disk; then that it works again."""
     daemon = Daemon(queue, interval=1.0, keep=None)
-    queue.enqueue("due", timeout=0.001)
+    run = queue.enqueue("due", timeout=0.001)
     empty_log(queue)
     disk.fill()
     with caplog.at_level(logging.INFO, "runqueue.daemon"):
@@ -148,7 +148,11 @@ def test_a_daemon_says_once_a_cause_that_the_disk_is_full(
         disk.grow(4)
         daemon.tick()
     told = [record.getMessage() for record in caplog.records][1:]
-    assert told == ["sweep: 1 expired", "the sweep works again after 50 failures"]
+    assert told == [
+        "sweep: 1 expired",
+        f"run {run.run_id} is failed: expired: no runner is alive",
+        "the sweep works again after 50 failures",
+    ]
 
 
 def test_the_processes_live_through_a_full_disk(

@@ -14,6 +14,18 @@ import pytest
 
 import runqueue
 from runqueue import Queue
+from runqueue.daemon import Daemon
+
+
+@pytest.fixture
+def daemon_of() -> Callable[[Queue], None]:
+    """Makes a queue look as a daemon leaves it."""
+
+    def sweep(queue: Queue) -> None:
+        Daemon(queue, interval=1.0, keep=None).tick()
+
+    return sweep
+
 
 STATUSES = ["pending", "claimed", "running", "stopping", "completed", "failed", "stopped"]
 
@@ -64,6 +76,48 @@ def test_status_prints_only_what_it_offers(
     """It has no ids: an output of ids is either refused or the database's URL, not a table."""
     ended = rq("status", "-o", output)
     assert ended.code == 2 or ended.lines == [queue.store.url]
+
+
+def test_a_check_without_a_daemon_is_1(rq: Callable[..., Any], queue: Queue) -> None:
+    """One line on standard output says what is not well, for whoever reads the monitor."""
+    ended = rq("status", "--check")
+    assert (ended.code, ended.err) == (1, "")
+    assert ended.lines == [
+        "not well: no daemon is alive: nothing expires, and no dead runner's run is rescued"
+    ]
+
+
+def test_a_check_of_a_queue_that_is_well_is_0(
+    rq: Callable[..., Any], queue: Queue, daemon_of: Callable[..., None]
+) -> None:
+    """With the numbers that people ask for next; as JSON it is one object."""
+    daemon_of(queue)
+    queue.enqueue("x")
+    ended = rq("status", "--check")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.lines == ["ok: 1 pending, 0 running, 0 runners, 1 daemons"]
+    row = json.loads(rq("status", "--check", "-o", "json").out)
+    assert (row["ok"], row["problems"], row["runs"]["pending"]) == (True, [], 1)
+
+
+def test_a_check_has_limits_of_ones_own(
+    rq: Callable[..., Any], queue: Queue, daemon_of: Callable[..., None], other: sqlite3.Connection
+) -> None:
+    """How long a run may wait, and how many runners there are to be; each passed one is named."""
+    daemon_of(queue)
+    queue.enqueue("x")
+    other.execute("UPDATE runs SET created_at = '2020-01-01T00:00:00.000000Z'")
+    with queue.runner("worker"):
+        assert rq("status", "--check", "--max-wait", "9000d", "--min-runners", "1").code == 0
+        ended = rq("status", "--check", "--max-wait", "1h", "--min-runners", "2")
+    assert ended.code == 1
+    assert "1 runners are alive, fewer than 2; the oldest pending run has waited" in ended.out
+    assert rq("status", "--max-wait", "1h").code == 2
+
+
+def test_a_check_of_no_database_is_78(rq: Callable[..., Any], tmp_path: Path) -> None:
+    """It is not the queue that is not well: nobody has looked at it."""
+    assert rq("status", "--check", db=f"sqlite:///{tmp_path}/none.db").code == 78
 
 
 def test_prune_deletes_what_ended_long_ago(

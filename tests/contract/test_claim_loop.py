@@ -8,6 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from runqueue import Queue, Runner, RunNotFound, StaleClaim, Status, StorageBusy, StorageDamaged
+from runqueue.database import Store
+from runqueue.states import Wake
+from runqueue.wake import Watch
 from tests.helpers import (
     LONG,
     events_of,
@@ -43,6 +46,23 @@ def test_a_drain_ends_a_loop_that_waits(
         assert parked.wait(LONG)
         runner.drain()
         assert looped.result(LONG) == []
+
+
+def test_a_drain_in_the_instant_before_the_wait_ends_it(
+    queue: Queue, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It rings for nobody then: who begins to wait must look once more."""
+    monkeypatch.setattr("runqueue.runner.LOOK_AGAIN", 1.5 * LONG)
+
+    def watch(store: Store, kinds: tuple[Wake, ...]) -> Watch:
+        runner.drain()
+        return Watch(store, kinds)
+
+    with Watch(queue.store) as already:
+        already.wait(LONG)  # a doorbell rings once when it begins to hear, and now does
+        monkeypatch.setattr("runqueue.runner.Watch", watch)
+        with in_background(lambda: runner.claim(timeout=1.5 * LONG), queue) as claimed:
+            assert claimed.result(LONG) is None
 
 
 def test_a_drain_by_an_operator_ends_the_loop(

@@ -253,7 +253,7 @@ def test_a_signal_drains_it(
     process = start_runner("alpha", "--slots", "2")
     run_id, let_go = slow()
     process.send(number)
-    until(lambda: "drains" in process.log)
+    until(lambda: "runs at work: 1" in process.log)
     later = queue.enqueue("echo later").run_id
     let_go()
     assert process.wait() == 0

@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "runqueue"
 
 ROWS = (
-    ("_version", "errors", "signals"),
+    ("_version", "errors", "signals", "about"),
     (
         *("states", "clock", "ids", "demands", "settings", "incarnation", "bell", "backoff"),
-        *("grants", "callback_prompt"),
+        *("grants", "callback_prompt", "reread", "systemd", "systemd.notify"),
     ),
     (
         *("engines", "engines.base", "engines.doorbell", "engines.server_clock"),
@@ -40,28 +40,29 @@ ROWS = (
     (
         *("family", "attempts", "callbacks", "follow", "limits"),
         *("moves", "enqueue", "claims", "sweeper", "why", "wake", "reading", "retention"),
-        *("moving", "trees", "homes", "silence"),
+        *("moving", "trees", "homes", "silence", "telling"),
     ),
     ("supervise", "executor", "runner", "slots"),
     ("queue",),
     (
-        *("daemon", "demo"),
+        *("daemon", "reporter", "demo", "systemd.files", "systemd.install"),
         *("testing.ledger", "testing.places", "testing.crashing", "testing.checking", "testing"),
     ),
     (
         *("cli.logs", "cli.render", "cli.base", "cli.runs", "cli.sessions", "cli.runners"),
-        *("cli.admin", "cli", "cli.daemon", "cli.runner", "cli.family", "cli.trees"),
+        *("cli.admin", "cli.systemd", "cli", "cli.daemon", "cli.runner", "cli.family"),
+        "cli.trees",
     ),
     ("__main__",),
 )
 FACE = "__init__"
 """`runqueue/__init__.py` names the public modules, but loads them only when they are asked for."""
-ALONE = ("supervise", "signals", "_version", "errors", "states", "clock")
+ALONE = ("supervise", "signals", "about", "_version", "errors", "states", "clock", "systemd.notify")
 """These import nothing of ours."""
 
 TABLES = set(ROWS[2]) - {"engines.doorbell", "engines.postgres_doorbell"}
 FENCES = {
-    "peewee": TABLES | {"queue", "reading", "moving"},
+    "peewee": TABLES | {"queue", "reading", "moving", "telling"},
     "psycopg": {name for name in ROWS[2] if name.startswith("engines.postgres")},
     "playhouse": TABLES,
     "inotify_simple": {"engines.sqlite_doorbell"},
@@ -69,6 +70,8 @@ FENCES = {
     "click": set(ROWS[7]),
     "rich": set(ROWS[7]) | {"demo"},
     "psutil": {"incarnation", "supervise"},
+    "logging_journald": {"cli.logs"},
+    "pythonjsonlogger": {"cli.logs"},
 }
 FORBIDDEN = {"pickle", "marshal", "shelve", "yaml", "dill", "cloudpickle"}
 
@@ -400,7 +403,11 @@ def test_the_database_file_is_opened_by_us_in_one_place_only():
 
 
 ELSEWHERE = {
-    ("settings", "load_env_file"),  # the settings file
+    ("settings", "read_env_file"),  # a settings file
+    ("settings", "load_credential"),  # a service's credential
+    ("systemd.files", "_file"),  # a file of the package
+    ("systemd.files", "state"),  # a service's file, to see whose it is
+    ("systemd.install", "do"),  # a new file, which then takes its name
     ("incarnation", "_machine"),  # /proc
     ("incarnation", "_began"),  # /proc
     ("cli.base", "run"),  # the null device

@@ -235,3 +235,67 @@ def test_no_refused_url_shows_its_password(url):
 def test_without_password_keeps_what_tells_databases_apart(url, shown):
     """User, host, port and name stay; the password and the options go."""
     assert without_password(url) == shown
+
+
+def test_ones_own_file_goes_before_the_machines(tmp_path, monkeypatch):
+    """Of the two the first that is there is the one file; both would mix two queues' settings."""
+    machines = tmp_path / "machine.env"
+    machines.write_text("RUNQUEUE_DB=sqlite:////machine\nRUNQUEUE_LEASE=5\n")
+    monkeypatch.setattr(settings, "ENV_FILE", str(machines))
+    config = {"XDG_CONFIG_HOME": str(tmp_path)}
+    assert load(config) == {"RUNQUEUE_DB": "sqlite:////machine", "RUNQUEUE_LEASE": "5"}
+    own = tmp_path / "runqueue" / "runqueue.env"
+    own.parent.mkdir()
+    own.write_text("RUNQUEUE_DB=sqlite:////own\n")
+    assert load(config) == {"RUNQUEUE_DB": "sqlite:////own"}
+
+
+def test_a_home_that_may_not_be_entered_has_no_settings(tmp_path, monkeypatch):
+    """As when root's HOME was kept for another user: the machine's file is asked all the same."""
+    machines = tmp_path / "machine.env"
+    machines.write_text("RUNQUEUE_LEASE=5\n")
+    monkeypatch.setattr(settings, "ENV_FILE", str(machines))
+    real = Path.read_text
+
+    def read_text(path, *arguments, **options):
+        if path.name == "runqueue.env":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert load({"XDG_CONFIG_HOME": str(tmp_path)}) == {"RUNQUEUE_LEASE": "5"}
+
+
+@pytest.fixture
+def credential(tmp_path):
+    """Write the service's credential and return the environment that leads to it."""
+
+    def write(text: str) -> dict[str, str]:
+        (tmp_path / settings.CREDENTIAL).write_text(text)
+        return {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+
+    return write
+
+
+def test_a_credential_goes_before_the_variable(credential):
+    """What a settings file says is for everybody who may read that."""
+    environ = {**credential("postgresql://u:p@h/db\n"), "RUNQUEUE_DB": "postgresql://u@h/db"}
+    settings.load_credential(environ)
+    assert environ["RUNQUEUE_DB"] == "postgresql://u:p@h/db"
+
+
+@pytest.mark.parametrize("environ", [{}, {"CREDENTIALS_DIRECTORY": "/nowhere"}])
+def test_without_a_credential_nothing_is_set(environ):
+    """A service need not have been given one."""
+    before = dict(environ)
+    settings.load_credential(environ)
+    assert environ == before
+
+
+@pytest.mark.parametrize("text", ["", "\n", "postgresql://u:hunter2@h/db\nand more"])
+def test_a_credential_that_is_no_url_is_refused_without_being_told(credential, text):
+    """It may be a password, or half of one."""
+    with pytest.raises(ConfigurationError) as refused:
+        settings.load_credential(credential(text))
+    assert "hunter2" not in str(refused.value)
+    assert settings.CREDENTIAL in str(refused.value)

@@ -1,0 +1,1 @@
+"""What runqueue and systemd tell each other, and the files of the services."""
