@@ -463,7 +463,7 @@ def _change_all(
     store: Store, name: str, statement: Statement, values: list[dict[str, Any]], now: str
 ) -> None:
     (runner_id,) = {one.pop("runner_id") for one in values}
-    if store.change_many(statement, values, runner_id=runner_id, now=now) != len(values):
+    if store.change_listed(statement, values, runner_id=runner_id, now=now) != len(values):
         raise _NotAllError
     moves.tell_owned(store, name, [one["run_id"] for one in values], now=now)
 

@@ -156,12 +156,8 @@ class Store:
     def change_many(self, statement: Statement, rows: Sequence[dict[str, Any]], **same: Any) -> int:
         """Execute a statement that returns no rows for each of these values; return the sum.
 
-        Where a statement can hold several writes it is executed once, with an array for each of
-        the names that differ.
+        A server is sent all of them at once.
         """
-        if self.engine.writes_in_one:
-            arrays = {name: [row[name] for row in rows] for name in rows[0]}
-            return self.change(statement, **arrays, **same)
         if len(rows) == 1:
             return self.change(statement, **rows[0], **same)
         with self.ready():
@@ -169,6 +165,19 @@ class Store:
             cursor = self.database.cursor()
             cursor.executemany(compiled.sql, [compiled.parameters({**row, **same}) for row in rows])
             return int(cursor.rowcount)
+
+    def change_listed(
+        self, statement: Statement, rows: Sequence[dict[str, Any]], **same: Any
+    ) -> int:
+        """Execute once a statement that takes an array for each name of these values.
+
+        Which is how it is written where a statement can hold several writes; elsewhere it is one
+        for each of them. Returns how many rows it changed.
+        """
+        if not self.engine.writes_in_one:
+            return self.change_many(statement, rows, **same)
+        arrays = {name: [row[name] for row in rows] for name in rows[0]}
+        return self.change(statement, **arrays, **same)
 
     def lock(self, statement: Statement, **values: Any) -> list[tuple[Any, ...]]:
         """Lock rows with a SELECT; where a writer is alone anyway there is nothing to do."""

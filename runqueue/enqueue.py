@@ -167,7 +167,7 @@ def _add_all(store: Store, requests: list[Request], clock_text: Callable[[], str
             for request, at in zip(requests, _moments(now, len(requests)), strict=True)
         ]
         if store.engine.writes_in_one:
-            store.change_many(statements.NEW_RUNS, rows)
+            store.change_listed(statements.NEW_RUNS, rows)
         else:
             for statement in (statements.INSERT_SESSION, statements.INSERT_RUN):
                 if store.change_many(statement, rows) != len(rows):

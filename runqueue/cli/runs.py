@@ -131,7 +131,9 @@ def _interruptible(queue: Queue, run_id: str, stops: bool) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         try:
-            run = queue.stop(run_id, reason="the wait was interrupted", actor=Actor.OPERATOR)
+            # Of a run that was retried meanwhile, the attempt that is waited for.
+            last = queue.attempts(run_id)[-1].run_id
+            run = queue.stop(last, reason="the wait was interrupted", actor=Actor.OPERATOR)
             render.echo(f"{run.run_id} {run.status}", err=True)
         except (RunNotFound, IllegalMove):  # there is nothing to stop, or nothing any more
             pass

@@ -82,7 +82,7 @@ PLANS = {
     "DUE": "idx_runs_timeout",
     "EXPIRE": "idx_runs_timeout sessions_pkey",
     "OLDEST_PENDING": "idx_runs_status_created",
-    "PRUNE": "idx_runs_status_created runs_pkey",
+    "PRUNE": f"{OF_STATUS} runs_pkey",
     "NTH_FINISHED": "(idx_runs_status )?idx_runs_status_created|idx_runs_status",
     "DELETE_EMPTY_SESSION": "idx_runs_session_id sessions_pkey",
     "DELETE_EMPTY_SESSIONS": "idx_runs_session_id sessions_pkey",
