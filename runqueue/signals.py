@@ -30,15 +30,16 @@ def on_signals(acts: Mapping[int, Callable[[], None]]) -> Iterator[None]:
     thread = threading.Thread(
         target=_read, args=(reader, acts), name="runqueue-signals", daemon=True
     )
-    before: dict[int, Any] = {number: signal.signal(number, _ignore) for number in acts}
+    # Before the handlers, for one that comes between the two would be swallowed.
     fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before: dict[int, Any] = {number: signal.signal(number, _ignore) for number in acts}
     thread.start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(fd_before)
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(fd_before)
         os.close(writer)
         thread.join()
         os.close(reader)
