@@ -38,7 +38,8 @@ def _began(pid: int) -> str:
         return NONE if fields[0] in "ZX" else fields[19]
     except (FileNotFoundError, ProcessLookupError):
         if sys.platform == "linux":
-            return NONE
+            # Of another user's process there may be nothing to see (hidepid, ProtectProc).
+            return UNKNOWN if _is_there(pid) else NONE
     except OSError:
         return UNKNOWN
     import psutil
@@ -49,6 +50,16 @@ def _began(pid: int) -> str:
         return NONE
     except psutil.Error:
         return UNKNOWN
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _machine() -> str:
