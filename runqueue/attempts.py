@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from runqueue import clock, demands, family, ids, statements, statements_family
-from runqueue.database import Store
+from runqueue.database import Statement, Store
 from runqueue.errors import InvalidRun, RunNotFound
 from runqueue.models import COLUMNS, Attempt, Run, Session, seconds_between
 from runqueue.states import Actor, RunType, Status, Wake
@@ -146,9 +146,11 @@ def was_stopped(store: Store, run: Run) -> bool:
 
 
 def make_next(store: Store, run: Run, one: Attempt, *, now: str, actor: Actor) -> Run | None:
-    """Add the attempt after this one; None when somebody else has added it."""
+    """Add the attempt after this one; None when somebody else has added it, or given it up."""
     terms = Terms(max(0, one.retries - 1), one.delay, bool(one.on_lost))
-    return _add_after(store, run, terms, one.lost, now=now, actor=actor)
+    # What was read of it may have changed before its session was locked.
+    link = statements_family.LINK_DUE if one.due_at else statements_family.LINK_NEXT
+    return _add_after(store, run, terms, one.lost, link, now=now, actor=actor)
 
 
 def make_by_hand(store: Store, run: Run, *, now: str, actor: Actor) -> Run:
@@ -163,7 +165,8 @@ def make_by_hand(store: Store, run: Run, *, now: str, actor: Actor) -> Run:
             return added
     if one is None:
         _note_terms(store, run.run_id, former=None, terms=NO_TERMS, lost=0)
-    added = _add_after(store, run, NO_TERMS, 0, now=now, actor=actor, by_hand=True)
+    link = statements_family.LINK_NEXT
+    added = _add_after(store, run, NO_TERMS, 0, link, now=now, actor=actor, by_hand=True)
     assert added is not None
     return added
 
@@ -173,6 +176,7 @@ def _add_after(
     old: Run,
     terms: Terms,
     lost: int,
+    link: Statement,
     *,
     now: str,
     actor: Actor,
@@ -182,9 +186,7 @@ def _add_after(
     if not rows:
         raise RunNotFound(f"run {old.run_id} does not exist any more")
     values = _values_after(store, old, Session.from_row(rows[0]), now)
-    linked = store.change(
-        statements_family.LINK_NEXT, run_id=old.run_id, next_run_id=values["run_id"]
-    )
+    linked = store.change(link, run_id=old.run_id, next_run_id=values["run_id"])
     if not linked and not by_hand:  # by hand it may be retried as often as somebody likes
         return None
     store.change(statements_family.INSERT_NEXT, **values)

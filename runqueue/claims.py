@@ -415,7 +415,9 @@ def finish_many(store: Store, finished: Iterable[tuple[Claim, str | None]]) -> l
     Returns the claims that were refused, because they were lost; the others are completed.
     """
     reports = list(finished)
-    refused = {} if len(reports) > 1 and _finish_all(store, reports) else _finish(store, reports)
+    owners = {claim.fence.runner_id for claim, _ in reports}
+    is_batch = len(reports) > 1 and len(owners) == 1
+    refused = {} if is_batch and _finish_all(store, reports) else _finish(store, reports)
     for claim, _ in reports:
         if claim not in refused:
             claim.end_on_commit()

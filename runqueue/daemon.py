@@ -158,8 +158,9 @@ class Daemon:
             self._job.reschedule(Steady(interval))
 
     def tell_ready(self) -> None:
-        """Tell the service manager that a reload is over."""
-        self._reporter.ready()
+        """Tell the service manager that a reload is over; not before it was told of the start."""
+        if self._reporter.swept_at is not None:
+            self._reporter.ready()
 
     def _begin(self) -> None:
         try:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from runqueue import attempts, callbacks, family, statements_family
 from runqueue.database import Store, again
 from runqueue.models import Run
-from runqueue.states import Actor
+from runqueue.states import Actor, Wake
 
 BATCH: Final = 50
 """Runs followed up in one transaction of a sweep: each may have a result of a megabyte."""
@@ -107,15 +107,19 @@ def _next_attempt(store: Store, run_id: str, now: str) -> int:
     with store.transaction():
         found = store.run(statements_family.ENDED_RUN, run_id=run_id)
         one = attempts.of(store, run_id)
-        if not found or one is None or not one.due_at:
+        if one is None or not one.due_at:
+            return 0
+        if not found:  # somebody set the run back by hand, and it has not ended
+            listed = store.engine.as_list([run_id])
+            store.change(statements_family.UNSCHEDULE, run_ids=listed)
             return 0
         run = Run.from_row(found[0])
         # Whoever asked for it could not see the first; both may have been written by hand.
         if attempts.was_stopped(store, run) or one.retries < 1:
             return int(give_up(store, run_id, now=now, actor=Actor.DAEMON))
-        if callbacks.wants(run) and run.callback_run_id is None:
-            callbacks.silence(store, [run_id])
         added = attempts.make_next(store, run, one, now=now, actor=Actor.DAEMON)
+        if added is not None and callbacks.wants(run) and run.callback_run_id is None:
+            callbacks.silence(store, [run_id])
         return int(added is not None)
 
 
@@ -139,6 +143,7 @@ def give_up(store: Store, run_id: str, *, now: str, actor: Actor) -> bool:
         if not store.change(statements_family.UNSCHEDULE, run_ids=listed):
             return False
         family.note(store, [run_id], "no other attempt is made", now=now)
+        store.wake((Wake.END,))  # for whoever waits for the last attempt
         store.change(statements_family.MARK_AGAIN, run_id=run_id)
         after(store, None, [run_id], now=now, actor=actor)
         return True

@@ -102,7 +102,8 @@ def _prune_batch(
             created_before=created_before,
             limit=limit,
         )
-        session_ids = sorted({row[0] for row in rows})
+        # A parent without runs of its own is kept for its children's.
+        session_ids = sorted({one for row in rows for one in row if one})
         if store.engine.locks_rows:
             # Whether a session is empty is asked once nobody can add to it any more: the run
             # that somebody is adding would be deleted with it.

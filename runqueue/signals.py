@@ -7,12 +7,15 @@ number to a pipe, and a thread that reads it may call anything.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+log = logging.getLogger("runqueue.signals")
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
@@ -53,4 +56,8 @@ def _read(reader: int, acts: Mapping[int, Callable[[], None]]) -> None:
     while numbers := os.read(reader, 64):
         for number in numbers:
             if number in acts:
-                acts[number]()
+                try:
+                    acts[number]()
+                except Exception:
+                    # The next signal must be heard, too: it may be the one that ends the process.
+                    log.exception("signal %d could not be acted upon", number)

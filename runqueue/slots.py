@@ -192,6 +192,9 @@ class Slots:
 
     def _execute(self, claim: Claim) -> None:
         try:
+            if self._ended_at is not None:  # and the agent would be ended as soon as it began
+                claim.insist(claim.release, self._has_time_to_report)
+                return
             claim.insist(claim.start, self._has_time_to_report)
         except IllegalMove:  # a stop came first: there is nothing to end yet
             claim.insist(claim.confirm_stop, self._has_time_to_report)

@@ -20,7 +20,7 @@ from peewee import JOIN, SQL, Case, NodeList, Select, Value, fn
 
 from runqueue.database import Hole, Statement
 from runqueue.engines.base import Either
-from runqueue.models import Daemon, Event, Row, Run, Runner, Session
+from runqueue.models import Attempt, Daemon, Event, Row, Run, Runner, Session
 from runqueue.states import ACTIVE, MOVES, TERMINAL, Actor, ExecutionMode, Status
 
 
@@ -335,10 +335,13 @@ def _by_owner(name: str, *conditions: Callable[[], Any], **sets: Any) -> Stateme
 
 def _is_followed_by_nothing() -> Any:
     """Whether all that is to be done at an end is to record it."""
-    is_child = (Run.execution_mode == literal(ExecutionMode.ASYNC_CALLBACK)) & (
-        Run.parent_session_id.is_null(False)
-    )
-    return Run.attempt.is_null() & ~is_child
+    return Run.attempt.is_null() & ~_is_child(Run)
+
+
+def _is_child(run: Any) -> Any:
+    """Whether a session is to be told of the run's end."""
+    is_asked_for = run.execution_mode == literal(ExecutionMode.ASYNC_CALLBACK)
+    return is_asked_for & run.parent_session_id.is_null(False)
 
 
 def _start() -> Any:
@@ -930,6 +933,9 @@ def _prune() -> Any:
             # Nothing is completed before it is created: this bound is the index's.
             old.created_at < hole("created_before"),
             fn.COALESCE(old.completed_at, old.created_at) < hole("ended_before"),
+            # Nothing more follows its end.
+            old.attempt.is_null() | ~_exists(_waited_for(old)),
+            ~_is_child(old) | old.callback_run_id.is_null(False),
         )
         .limit(hole("limit"))
     )
@@ -937,7 +943,13 @@ def _prune() -> Any:
         sqlite=Run.run_id.in_(batch),
         postgres=Run.run_id == _any_of(batch.for_update(TO_DELETE, skip_locked=True)),
     )
-    return Run.delete().where(of_batch).returning(Run.session)
+    return Run.delete().where(of_batch).returning(Run.session, Run.parent_session_id)
+
+
+def _waited_for(run: Any) -> Any:
+    # By its key, and not by reading the index of all that is waited for.
+    is_due = hidden(Attempt.due_at).is_null(False)
+    return Attempt.select(SQL("1")).where(Attempt.run == run.run_id, is_due)
 
 
 PRUNE: Final = Statement(_prune)
@@ -972,20 +984,19 @@ def _nth_finished() -> Any:
 NTH_FINISHED: Final = Statement(_nth_finished)
 
 
-def _delete_empty_session() -> Any:
+def _is_empty() -> Any:
+    """Whether a session has no run, and is no run's parent, whose end it would be told of."""
     runs = Run.select(SQL("1")).where(Run.session == Session.session_id)
-    return Session.delete().where(Session.session_id == hole("session_id"), ~_exists(runs))
+    children = Run.select(SQL("1")).where(Run.parent_session_id == Session.session_id)
+    return ~_exists(runs) & ~_exists(children)
 
 
-DELETE_EMPTY_SESSION: Final = Statement(_delete_empty_session)
-
-
-def _delete_empty_sessions() -> Any:
-    runs = Run.select(SQL("1")).where(Run.session == Session.session_id)
-    return Session.delete().where(_is_listed(Session.session_id), ~_exists(runs))
-
-
-DELETE_EMPTY_SESSIONS: Final = Statement(_delete_empty_sessions)
+DELETE_EMPTY_SESSION: Final = Statement(
+    lambda: Session.delete().where(Session.session_id == hole("session_id"), _is_empty())
+)
+DELETE_EMPTY_SESSIONS: Final = Statement(
+    lambda: Session.delete().where(_is_listed(Session.session_id), _is_empty())
+)
 """Likewise, of those listed in `session_ids`."""
 DELETE_SESSION: Final = Statement(
     lambda: Session.delete().where(Session.session_id == hole("session_id"))

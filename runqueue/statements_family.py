@@ -88,6 +88,7 @@ UNTOLD: Final = Statement(
             _for_index(_is_one_of(Run, TERMINAL), _OF_ALL),
             Run.execution_mode == literal("async_callback"),
             Run.parent_session_id.is_null(False),
+            Run.parent_session_id != SQL("''"),  # which somebody wrote by hand
             Run.callback_run_id.is_null(),
         )
         .limit(hole("limit"))
@@ -180,6 +181,14 @@ LINK_NEXT: Final = Statement(
     )
 )
 """Its row count decides who makes the next attempt."""
+LINK_DUE: Final = Statement(
+    lambda: Attempt.update({Attempt.next_run_id: hole("next_run_id"), Attempt.due_at: None}).where(
+        Attempt.run == hole("run_id"),
+        Attempt.next_run_id.is_null(),
+        Attempt.due_at.is_null(False),
+    )
+)
+"""Likewise, of one that was waited for, and is unless somebody has given it up meanwhile."""
 SCHEDULE: Final = Statement(
     lambda: Attempt.update({Attempt.due_at: hole("due_at")}).where(
         Attempt.run == hole("run_id"), Attempt.next_run_id.is_null(), Attempt.due_at.is_null()
@@ -318,7 +327,7 @@ LIVE_OF: Final = Statement(
 )
 """The runs of the sessions listed in `session_ids` that have not ended."""
 WAITING_ATTEMPTS: Final = Statement(
-    lambda: Run.select(Run.run_id).where(
+    lambda: Run.select(Run.run_id, Run.parent_session_id).where(
         _is_listed(Run.session, "session_ids"),
         _exists(
             Attempt.select(SQL("1")).where(Attempt.run == Run.run_id, Attempt.due_at.is_null(False))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from runqueue import family, moves, reading, statements, statements_family
+from runqueue import family, follow, moves, reading, statements, statements_family
 from runqueue.database import Store, again
 from runqueue.errors import SessionNotFound
 from runqueue.models import Run, Session
-from runqueue.states import Actor, Status
+from runqueue.states import Actor, Status, Wake
 
 
 class Tree(NamedTuple):
@@ -99,8 +99,11 @@ def stop(
         # Before anything ends: what ends by this stop resumes none that is stopped by it.
         store.change(statements_family.SILENCE, session_ids=listed)
         rows = store.run(statements_family.WAITING_ATTEMPTS, session_ids=listed)
-        waiting = [row[0] for row in rows]
+        waiting = [run_id for run_id, _ in rows]
+        # Their parents hear of the ends that they had, unless they are stopped with them.
+        told_outside = [run_id for run_id, parent in rows if parent and parent not in session_ids]
         if waiting:
+            store.wake((Wake.END,))  # for whoever waits for the last attempt
             store.change(statements_family.UNSCHEDULE, run_ids=store.engine.as_list(waiting))
             family.note(store, waiting, "no other attempt is made: its tree was stopped", now=now)
         told = f"with the tree of session {root}"
@@ -108,7 +111,10 @@ def stop(
         stopped = [run_id for run_id, status in live if status != Status.STOPPING.value]
         for run_id in stopped:
             moves.stop_or_cancel(store, run_id, now=now, actor=actor, reason=told)
-        return [_summary(store, run_id) for run_id in stopped]
+        for run_id in told_outside:
+            store.change(statements_family.MARK_AGAIN, run_id=run_id)
+        follow.after(store, None, told_outside, now=now, actor=actor)
+        return [_summary(store, run_id) for run_id in (*stopped, *waiting)]
 
 
 def _locked_tree(store: Store, root: str) -> list[str]:

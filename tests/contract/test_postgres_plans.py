@@ -37,7 +37,7 @@ BY_KEY = (
     *("ENDED", "ENDED_RUN", "NOTE", "NUMBER_ATTEMPT", "ADD_TO_ERROR"),
     *("MARK_TOLD", "MARK_AGAIN", "EXTEND_CALLBACK"),
 )
-OF_ATTEMPT = ("GET_ATTEMPT", "COUNT_LOST", "LINK_NEXT", "SCHEDULE", "UNSCHEDULE")
+OF_ATTEMPT = ("GET_ATTEMPT", "COUNT_LOST", "LINK_NEXT", "LINK_DUE", "SCHEDULE", "UNSCHEDULE")
 OF_SESSION = (
     *("BIND_SESSION", "RESUME_SESSION", "BIND_SESSIONS", "RESUME_SESSIONS"),
     *("LOCK_SESSION", "LOCK_SESSION_TO_DELETE", "LIMITS_OF", "SET_LIMITS", "SESSIONS_OF"),
@@ -82,10 +82,12 @@ PLANS = {
     "DUE": "idx_runs_timeout",
     "EXPIRE": "idx_runs_timeout sessions_pkey",
     "OLDEST_PENDING": "idx_runs_status_created",
-    "PRUNE": f"{OF_STATUS} runs_pkey",
+    "PRUNE": f"{OF_STATUS} run_attempts_pkey runs_pkey",
     "NTH_FINISHED": "(idx_runs_status )?idx_runs_status_created|idx_runs_status",
-    "DELETE_EMPTY_SESSION": "idx_runs_session_id sessions_pkey",
-    "DELETE_EMPTY_SESSIONS": "idx_runs_session_id sessions_pkey",
+    **dict.fromkeys(
+        ("DELETE_EMPTY_SESSION", "DELETE_EMPTY_SESSIONS"),
+        "idx_runs_(parent|child) idx_runs_session_id sessions_pkey",
+    ),
     "DELETE_SESSION": "sessions_pkey",
     "ACTIVE_OF_SESSION": "idx_runs_one_active",
     "FIRST_OF_SESSION": "idx_runs_session_pending",
@@ -122,6 +124,7 @@ WITHOUT_CONDITION = {
     "UNTOLD",
     # of what is rare: while there is next to none, reading all of it is as cheap as seeking
     *("CHILDREN", "LIVE_CHILDREN", "SILENCE", "WAITING_ATTEMPTS"),
+    *("DELETE_EMPTY_SESSION", "DELETE_EMPTY_SESSIONS"),
 }
 """Statements that may read an index from its beginning."""
 VALUES = {

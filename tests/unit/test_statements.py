@@ -102,6 +102,7 @@ PLANS = {
     "INSERT_NEXT": None,
     "NUMBER_ATTEMPT": RUN,
     "LINK_NEXT": ATTEMPT,
+    "LINK_DUE": ATTEMPT,
     "SCHEDULE": ATTEMPT,
     "UNSCHEDULE": ATTEMPT,
     "DUE_ATTEMPTS": "idx_run_attempts_due (due_at<?)",
