@@ -84,7 +84,7 @@ class SqliteDoorbell(Doorbell):
         seen = _version(connection)
         self._bell.ring()  # what was committed before this is no change
         idle_since = time.monotonic()
-        told_at, pause = -STALLED, LOOKS[0]
+        told_at, begun_at, pause = -STALLED, -STALLED, LOOKS[0]
         rung_at, gap, heard_at = -QUIET, GAPS[0], -DEAF
         while True:
             moment = time.monotonic()
@@ -95,22 +95,23 @@ class SqliteDoorbell(Doorbell):
                 return True
             else:
                 net = min(net, LINGER / 2)
-            has_begun = log.listen(bool(len(self._in_haste)))
-            is_looking = moment - told_at < STALLED
+            if log.listen(bool(len(self._in_haste))):
+                # Of what is being written just now the kernel has told nobody.
+                begun_at, pause = moment, LOOKS[0]
+            is_looking = moment - max(told_at, begun_at) < STALLED
             handles = [reader]
             # A writer whose transaction does not fit its memory tells at every page.
             hears = log.tells and moment - heard_at >= DEAF
             if hears:
                 handles.append(log.fileno())
             if is_looking:
-                longest = SOON[1] if moment - told_at < SOON[0] else LOOKS[1]
+                is_soon = moment - max(told_at, begun_at) < SOON[0]
+                longest = SOON[1] if is_soon else LOOKS[1]
                 left, pause = pause, min(1.5 * pause, longest)
             else:
                 left = net if log.tells else CALM
             if not hears and log.tells:
                 left = min(left, heard_at + DEAF - moment)
-            if has_begun:
-                left = 0.0  # what was committed just before this is not told
             ready = wait_for(handles, left)
             if reader in ready:
                 os.read(reader, 4096)

@@ -40,9 +40,9 @@ def arm(queue, point):
         step()  # it was made, and nobody heard of it
         return answer
 
-    database = queue.database
-    executing, committing = database.execute_sql, database.commit
-    database.execute_sql, database.commit = execute_sql, commit
+    database, engine = queue.database, queue.store.engine
+    executing, committing = engine.execute, database.commit
+    engine.execute, database.commit = execute_sql, commit
 
 def live(point):
     queue = runqueue.connect(url)
