@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -43,6 +44,8 @@ log = logging.getLogger("runqueue.runner")
 
 LONGEST_START: Final = 3600.0
 """Seconds that a service manager is asked to wait at most for a migration."""
+COMMAND: Final = "RUNQUEUE_COMMAND"
+"""Where a service's settings say what is executed for each run."""
 SAY: Final = 5.0
 """Seconds between two words to a service manager."""
 
@@ -207,13 +210,27 @@ def _serve(work: Slots, registered: Runner, manager: Manager, shown: str) -> boo
 
 def _begin_anew(files: Files) -> NoReturn:
     """Become a new runner in the same process, by the settings as they are now."""
+    arguments = sys.orig_argv
     try:
         changed = files.again()
+        arguments = _arguments(sys.orig_argv, changed)
         log.info("begins anew; changed: %s", " ".join(changed) or "nothing")
-    except ConfigurationError as error:
+    except (ConfigurationError, ValueError) as error:
         log.error("begins anew as it was, for the settings cannot be read: %s", error)
     logging.shutdown()
-    os.execve(sys.executable, sys.orig_argv, os.environ)  # noqa: S606 - itself
+    os.execve(sys.executable, arguments, os.environ)  # noqa: S606 - itself
+
+
+def _arguments(given: list[str], changed: list[str]) -> list[str]:
+    """Return what this process is started with again, with the command that is wanted now.
+
+    The manager put the words of the command there when it started the service, and will not
+    again. Raises ValueError for a command whose quotes do not match.
+    """
+    command = shlex.split(os.environ.get(COMMAND, ""))
+    if COMMAND not in changed or not command or "--" not in given:
+        return given
+    return [*given[: given.index("--") + 1], *command]
 
 
 def _say(work: Slots, manager: Manager) -> None:
