@@ -90,7 +90,7 @@ def test_a_killed_one_is_started_again(box: Box, machine: Machine, daemon: str) 
     machine.systemctl("kill", "--signal=KILL", DAEMON)
     wait_for(lambda: restarts(machine) == 1, "the restart")
     box.becomes(run_id, "failed")
-    assert machine.state(DAEMON) == "active/running"
+    wait_for(lambda: machine.state(DAEMON) == "active/running", "the return")
 
 
 @pytest.mark.long
