@@ -985,9 +985,14 @@ NTH_FINISHED: Final = Statement(_nth_finished)
 
 
 def _is_empty() -> Any:
-    """Whether a session has no run, and is no run's parent, whose end it would be told of."""
+    """Whether a session has no run, and will be told of the end of no child."""
     runs = Run.select(SQL("1")).where(Run.session == Session.session_id)
-    children = Run.select(SQL("1")).where(Run.parent_session_id == Session.session_id)
+    child = Run.alias("child")
+    children = child.select(SQL("1")).where(
+        child.parent_session_id == Session.session_id,
+        _is_child(child),
+        child.callback_run_id.is_null() | _exists(_waited_for(child)),
+    )
     return ~_exists(runs) & ~_exists(children)
 
 

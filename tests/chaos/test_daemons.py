@@ -92,7 +92,9 @@ def test_a_daemon_that_is_ended_while_it_starts_leaves_nothing_half_done(
         code = daemon.wait(ENDS_WITHIN)
         # Until its handler is there a signal has its default effect.
         assert code in (0, -signal.SIGTERM), daemon.log
-        assert code == 0 or " sweeps " not in daemon.log
+        # And again when it has ended, if the second comes that late.
+        has_ended = daemon.log.rstrip().endswith(" ended")
+        assert code == 0 or " sweeps " not in daemon.log or has_ended
         assert "Traceback" not in daemon.log
         assert "ERROR" not in daemon.log
         assert nursery.children() == []

@@ -59,6 +59,18 @@ def test_a_prune_keeps_the_session_whose_children_are_at_work(
     assert count(queue, "sessions") == 0
 
 
+def test_a_prune_keeps_the_session_whose_child_waits_for_its_next_attempt(
+    queue: Queue, runner: Runner, parent: Run, clock: MovableClock
+) -> None:
+    """It is to hear of the last one."""
+    fail_to_be_retried(queue, runner, parent, clock)
+    queue.prune(0)
+    clock.advance(HOUR)
+    queue.sweep()
+    start(runner).complete("done")
+    assert len(callbacks_of(queue, parent)) == 1
+
+
 def test_a_prune_keeps_a_run_that_waits_for_its_next_attempt(
     queue: Queue, runner: Runner, parent: Run, clock: MovableClock
 ) -> None:

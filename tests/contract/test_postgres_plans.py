@@ -86,7 +86,7 @@ PLANS = {
     "NTH_FINISHED": "(idx_runs_status )?idx_runs_status_created|idx_runs_status",
     **dict.fromkeys(
         ("DELETE_EMPTY_SESSION", "DELETE_EMPTY_SESSIONS"),
-        "idx_runs_(parent|child) idx_runs_session_id sessions_pkey",
+        "idx_runs_(parent|child) idx_runs_session_id run_attempts_pkey sessions_pkey",
     ),
     "DELETE_SESSION": "sessions_pkey",
     "ACTIVE_OF_SESSION": "idx_runs_one_active",
