@@ -195,7 +195,10 @@ PLANTS: tuple[Plant, ...] = (
             "        store.database.begin()\n"
             "        record_many(store, name, run_ids, now=now, actor=Actor.RUNNER",
         ),
-        by=("planted/test_unnoticed.py::test_a_report_that_cannot_be_recorded_is_not_made",),
+        by=(
+            "planted/test_unnoticed.py"
+            "::test_a_report_that_cannot_be_recorded_is_not_made[sqlite-complete]",
+        ),
     ),
     plant(
         "two-active-runs-of-a-session",
