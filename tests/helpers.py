@@ -69,8 +69,13 @@ def in_background(function: Callable[[], T], *queues: Queue) -> Iterator[Future[
         thread.join(2 * LONG)
 
 
-def together(queue: Queue, functions: Sequence[Callable[[], T]]) -> list[T]:
-    """Call the functions at the same time, each in its own thread; return what they return."""
+def together(
+    queue: Queue, functions: Sequence[Callable[[], T]], others: Sequence[Queue] = ()
+) -> list[T]:
+    """Call the functions at the same time, each in its own thread; return what they return.
+
+    The connections that the threads open on the queue, and on the others, are closed at their end.
+    """
     barrier = threading.Barrier(len(functions))
     futures: list[Future[T]] = [Future() for _ in functions]
 
@@ -81,7 +86,8 @@ def together(queue: Queue, functions: Sequence[Callable[[], T]]) -> list[T]:
         except BaseException as error:  # noqa: BLE001
             future.set_exception(error)
         finally:
-            queue.close()
+            for one in (queue, *others):
+                one.close()
 
     threads = [
         threading.Thread(target=work, args=pair, name="test-together", daemon=True)

@@ -163,7 +163,7 @@ def test_two_sweeps_at_once_make_each_attempt_once(
         queue.enqueue("x", retries=1, retry_delay=1)
         fail_next(runner)
     clock.advance(1)
-    swept = together(queue, [other.sweep for other in queues])
+    swept = together(queue, [other.sweep for other in queues], queues)
     for other in queues:
         other.close()
     assert sum(one.retried for one in swept) == 6

@@ -530,7 +530,7 @@ def test_two_sweeps_at_once_tell_once(
     for number in range(9):
         add_child(queue, parent, f"child {number}")
     execute_sql(queue, "UPDATE runs SET status = 'failed' WHERE execution_mode = 'async_callback'")
-    swept = together(queue, [other.sweep for other in queues])
+    swept = together(queue, [other.sweep for other in queues], queues)
     for other in queues:
         other.close()
     assert sum(one.told for one in swept) == 9

@@ -308,7 +308,7 @@ def test_two_who_add_the_last_child_at_once_are_one_too_many(
             return False
         return True
 
-    added = together(queue, [lambda q=other: add(q) for other in queues])
+    added = together(queue, [lambda q=other: add(q) for other in queues], queues)
     for other in queues:
         other.close()
     assert sum(added) == 3

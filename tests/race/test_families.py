@@ -158,7 +158,8 @@ def test_two_callers_at_once_tell_each_end_once(stage: Stage, pair: str, most_or
         if pair.startswith("enqueue below"):
             assert [caller.error is None for caller in callers].count(True) == 1, order
         if pair.startswith("end a child | claim"):
-            assert callers[1].result is not None, order
+            # Nobody has it while the end of the child holds its session; then it still waits.
+            assert callers[1].result or stage.director.find(status="pending"), order
 
 
 def check(queue: Queue, scene: Scene, order: tuple[int, ...]) -> None:
