@@ -107,10 +107,8 @@ def test_a_run_that_ended_in_the_same_instant_is_what_it_was(
         work = Slots(
             *(queue.store, runner, ["sh"]), slots=1, stop_grace=1, drain=60, max_runtime=0.3
         )
-        thread = threading.Thread(target=work.serve)
-        thread.start()
-        run = queue.wait(run_id, timeout=20)
-        work.shut_down()
-        thread.join(20)
+        with in_background(work.serve, queue):
+            run = queue.wait(run_id, timeout=20)
+            work.shut_down()
     assert asked.is_set()
     assert (run.status, run.result) == ("completed", "the result")
