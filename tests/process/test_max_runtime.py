@@ -13,6 +13,7 @@ from runqueue import Queue, slots
 from runqueue.cli.runner import runner as command
 from runqueue.executor import Outcome
 from runqueue.slots import Slots
+from tests.helpers import in_background
 
 REASON = "runner alpha ended it after the maximum runtime of 0.3 s"
 
