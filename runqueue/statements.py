@@ -624,10 +624,10 @@ PENDING_OF_SESSION: Final = Statement(
 )
 
 
-def _is_listed(column: Any) -> Any:
-    """Whether a session is one of those in `session_ids`."""
-    listed = fn.json_each(hole("session_ids")).alias("listed")
-    texts = fn.unnest(_texts("session_ids")).alias("listed")
+def is_listed(column: Any, name: str = "session_ids") -> Any:
+    """Whether a column has one of the texts in the hole `name`."""
+    listed = fn.json_each(hole(name)).alias("listed")
+    texts = fn.unnest(_texts(name)).alias("listed")
     return Either(
         sqlite=column.in_(Select((listed,), (SQL("listed.value"),))),
         postgres=(column == _any_of(Select((texts,), (SQL("listed"),)))),
@@ -635,10 +635,10 @@ def _is_listed(column: Any) -> Any:
 
 
 BIND_SESSIONS: Final = Statement(
-    lambda: _bind(_is_listed(Session.session_id)).returning(Session.session_id)
+    lambda: _bind(is_listed(Session.session_id)).returning(Session.session_id)
 )
 """Those listed in `session_ids` that have no home yet."""
-RESUME_SESSIONS: Final = Statement(lambda: _resume(_is_listed(Session.session_id)))
+RESUME_SESSIONS: Final = Statement(lambda: _resume(is_listed(Session.session_id)))
 
 
 def _pending_of_sessions() -> Any:
@@ -650,7 +650,7 @@ def _pending_of_sessions() -> Any:
         sqlite=Select((listed,), columns)
         .join(run, JOIN.CROSS)
         .where(run.session == SQL("listed.value"), is_pending),
-        postgres=run.select(*columns).where(_is_listed(run.session), is_pending),
+        postgres=run.select(*columns).where(is_listed(run.session), is_pending),
     )
 
 
@@ -1000,7 +1000,7 @@ DELETE_EMPTY_SESSION: Final = Statement(
     lambda: Session.delete().where(Session.session_id == hole("session_id"), _is_empty())
 )
 DELETE_EMPTY_SESSIONS: Final = Statement(
-    lambda: Session.delete().where(_is_listed(Session.session_id), _is_empty())
+    lambda: Session.delete().where(is_listed(Session.session_id), _is_empty())
 )
 """Likewise, of those listed in `session_ids`."""
 DELETE_SESSION: Final = Statement(

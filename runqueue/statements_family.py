@@ -11,13 +11,11 @@ from typing import Any, Final
 
 from peewee import SQL, Select, fn
 
-from runqueue.database import Hole, Statement
-from runqueue.engines.base import Either
+from runqueue.database import Statement
 from runqueue.models import Attempt, Event, Run, Session
 from runqueue.statements import (
     _OF_ALL,
     _OF_SESSION,
-    _any_of,
     _exists,
     _for_index,
     _is_active,
@@ -29,6 +27,7 @@ from runqueue.statements import (
     hidden,
     hole,
     insert,
+    is_listed,
     literal,
 )
 from runqueue.states import ACTIVE, TERMINAL, Actor, Status
@@ -37,16 +36,6 @@ LIVE: Final = frozenset({Status.PENDING}) | ACTIVE
 """Statuses of a run that something may still come of."""
 NOBODY: Final = "none"
 """The `callback_run_id` of a run whose parent is not to be told of its end."""
-
-
-def _is_listed(column: Any, name: str) -> Any:
-    """Whether a column has one of the texts in the hole `name`."""
-    listed = fn.json_each(hole(name)).alias("listed")
-    texts = fn.unnest(SQL("%s::text[]", [Hole(name)])).alias("listed")
-    return Either(
-        sqlite=column.in_(Select((listed,), (SQL("listed.value"),))),
-        postgres=(column == _any_of(Select((texts,), (SQL("listed"),)))),
-    )
 
 
 def _has_now(run: Any, statuses: Iterable[Status]) -> Any:
@@ -70,7 +59,7 @@ ENDED: Final = Statement(
     lambda: (
         Run.select()
         .where(
-            _is_listed(Run.run_id, "run_ids"),
+            is_listed(Run.run_id, "run_ids"),
             _has_now(Run, TERMINAL),
             Run.callback_run_id.is_null(),
         )
@@ -127,7 +116,7 @@ EXTEND_CALLBACK: Final = Statement(
 )
 MARK_TOLD: Final = Statement(
     lambda: Run.update({Run.callback_run_id: hole("callback_run_id")}).where(
-        _is_listed(Run.run_id, "run_ids"), _has_now(Run, TERMINAL), Run.callback_run_id.is_null()
+        is_listed(Run.run_id, "run_ids"), _has_now(Run, TERMINAL), Run.callback_run_id.is_null()
     )
 )
 """Its row count decides who tells the parents: nobody does so twice."""
@@ -154,7 +143,7 @@ def _note() -> Any:
     """Add an event to runs that enters no status: each keeps the one that it has."""
     noted = Run.select(
         Run.run_id, hole("at"), Run.status, literal(Actor.QUEUE), hole("detail")
-    ).where(_is_listed(Run.run_id, "run_ids"))
+    ).where(is_listed(Run.run_id, "run_ids"))
     columns = [Event.run, Event.at, Event.status, Event.actor, Event.detail]
     return Event.insert_from(noted, columns)
 
@@ -196,7 +185,7 @@ SCHEDULE: Final = Statement(
 )
 UNSCHEDULE: Final = Statement(
     lambda: Attempt.update({Attempt.due_at: None}).where(
-        _is_listed(Attempt.run, "run_ids"), Attempt.due_at.is_null(False)
+        is_listed(Attempt.run, "run_ids"), Attempt.due_at.is_null(False)
     )
 )
 DUE_ATTEMPTS: Final = Statement(
@@ -254,10 +243,10 @@ SESSION_OF_RUN: Final = Statement(
 def _children() -> Any:
     """The sessions whose parent is listed in `session_ids`, or that have a run whose parent is."""
     by_session = Session.select(Session.session_id, Session.parent_session).where(
-        _is_listed(Session.parent_session, "session_ids")
+        is_listed(Session.parent_session, "session_ids")
     )
     by_run = Run.select(Run.session, Run.parent_session_id).where(
-        _is_listed(Run.parent_session_id, "session_ids")
+        is_listed(Run.parent_session_id, "session_ids")
     )
     return by_session.union(by_run)
 
@@ -286,7 +275,7 @@ def _live_children() -> Any:
 LIVE_CHILDREN: Final = Statement(_live_children)
 LIMITS_OF: Final = Statement(
     lambda: Session.select(Session.session_id, Session.tree_limits).where(
-        _is_listed(Session.session_id, "session_ids")
+        is_listed(Session.session_id, "session_ids")
     )
 )
 SET_LIMITS: Final = Statement(
@@ -298,7 +287,7 @@ SET_LIMITS: Final = Statement(
 
 def _count_runs() -> Any:
     """How many runs the sessions listed in `session_ids` have, counted up to `limit`."""
-    some = Run.select(SQL("1").alias("one")).where(_is_listed(Run.session, "session_ids"))
+    some = Run.select(SQL("1").alias("one")).where(is_listed(Run.session, "session_ids"))
     return Select((some.limit(hole("limit")).alias("some"),), (fn.COUNT(SQL("*")),))
 
 
@@ -311,24 +300,24 @@ SUMMARY: Final = (
 RUNS_OF: Final = Statement(
     lambda: (
         Run.select(*(getattr(Run, name) for name in SUMMARY))
-        .where(_is_listed(Run.session, "session_ids"))
+        .where(is_listed(Run.session, "session_ids"))
         .order_by(Run.created_at, Run.run_id)
     )
 )
 SESSIONS_OF: Final = Statement(
-    lambda: Session.select().where(_is_listed(Session.session_id, "session_ids"))
+    lambda: Session.select().where(is_listed(Session.session_id, "session_ids"))
 )
 LIVE_OF: Final = Statement(
     lambda: (
         Run.select(Run.run_id, Run.status)
-        .where(_is_listed(Run.session, "session_ids"), _has_now(Run, LIVE))
+        .where(is_listed(Run.session, "session_ids"), _has_now(Run, LIVE))
         .order_by(Run.created_at, Run.run_id)
     )
 )
 """The runs of the sessions listed in `session_ids` that have not ended."""
 WAITING_ATTEMPTS: Final = Statement(
     lambda: Run.select(Run.run_id, Run.parent_session_id).where(
-        _is_listed(Run.session, "session_ids"),
+        is_listed(Run.session, "session_ids"),
         _exists(
             Attempt.select(SQL("1")).where(Attempt.run == Run.run_id, Attempt.due_at.is_null(False))
         ),
@@ -337,8 +326,8 @@ WAITING_ATTEMPTS: Final = Statement(
 """Their runs that have ended and wait for another attempt."""
 SILENCE: Final = Statement(
     lambda: Run.update({Run.callback_run_id: literal("none")}).where(
-        _is_listed(Run.session, "session_ids"),
-        _is_listed(Run.parent_session_id, "session_ids"),
+        is_listed(Run.session, "session_ids"),
+        is_listed(Run.parent_session_id, "session_ids"),
         _has_now(Run, LIVE),
         Run.callback_run_id.is_null(),
     )
