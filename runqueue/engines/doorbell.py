@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -18,6 +19,8 @@ log = logging.getLogger("runqueue.doorbell")
 
 LOOK_ROUND: Final = 5.0
 """Seconds after which the thread sees that a watcher is gone that did not say so."""
+SHORTEST_POLL: Final = 0.001
+"""Seconds, the unit of poll(2): a shorter wait would be made as long."""
 LINGER: Final = 0.5
 """Seconds for which the thread is kept when nobody needs it, for somebody may soon again."""
 
@@ -139,6 +142,9 @@ class Doorbell(ABC):
 
 def wait_for(handles: list[int], timeout: float) -> list[int]:
     """Return those that can be read, or none after `timeout` seconds."""
+    if 0 < timeout < SHORTEST_POLL:
+        time.sleep(timeout)
+        timeout = 0
     poll = select.poll()
     for handle in handles:
         poll.register(handle, select.POLLIN)

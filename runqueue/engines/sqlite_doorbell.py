@@ -28,8 +28,8 @@ GAPS: Final = (0.001, 0.01)
 
 Whoever is woken asks the database, and eight that ask at every commit take half of a writer's time.
 """
-QUIET: Final = 0.05
-"""Seconds without a commit after which the next one is told without delay again."""
+QUIET: Final = 0.015
+"""Seconds without a ring, more than the longest pause, after which the next one is not held up."""
 LOOKS: Final = (0.0001, 0.02)
 """Shortest and longest pause, in seconds, between two looks for a commit that is on its way."""
 SOON: Final = (0.02, 0.0004)
