@@ -58,7 +58,19 @@ def prune_for(store: Store, goes: Bounds, seconds: float) -> tuple[int, bool]:
             pruned += batch
             if time.monotonic() >= until:
                 return pruned, False
-    return pruned, store.give_back(until)
+    return pruned, _give_back(store, until)
+
+
+def _give_back(store: Store, until: float) -> bool:
+    """Return the room of deleted rows to the system, until this moment; whether all of it."""
+    began = time.monotonic()
+    while not store.give_back():
+        ended = time.monotonic()
+        if ended >= until:
+            return False
+        time.sleep(rest_after(ended - began))
+        began = time.monotonic()
+    return True
 
 
 def prune(store: Store, before: str) -> int:

@@ -25,8 +25,8 @@ FULL: Final = "the disk of the database is full; make room, try again"
 
 INCREMENTAL: Final = 2
 """What `PRAGMA auto_vacuum` says of a file that can give back pages at any time."""
-STEP: Final = 200
-"""Pages given back to the system in one transaction, some 2 ms."""
+STEP: Final = 50
+"""Pages given back to the system in one transaction, for which others wait."""
 SPARE: Final = 0.2
 """Share of the file that stays free, for what is deleted now makes room for what is added next."""
 APPLICATION_ID: Final = 0x72756E71

@@ -149,6 +149,22 @@ def test_a_slow_commit_counts_where_it_keeps_others_waiting(
         assert disk.rests == pytest.approx([took] * len(left))
 
 
+def test_giving_back_room_rests_as_pruning_does(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To move the pages of a file is a transaction, too, for which others wait."""
+    disk, took, steps = SlowDisk(), 8 * HOLD, iter([False, False, True])
+
+    def give_back() -> bool:
+        disk.passed += took
+        return next(steps)
+
+    monkeypatch.setattr("runqueue.retention.time", disk)
+    monkeypatch.setattr(queue.store.engine, "give_back", give_back)
+    assert prune_for(queue.store, bounds(queue.store), LONG_ENOUGH) == (0, True)
+    assert disk.rests == pytest.approx([took] * 2)
+
+
 def test_a_prune_rests_as_long_as_it_kept_others_waiting() -> None:
     """But never for the hour in which its process was stopped."""
     least, most = RESTS
