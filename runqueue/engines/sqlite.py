@@ -127,7 +127,10 @@ class Sqlite(base.Engine):
         surplus = free - int(pages * SPARE)
         if mode != INCREMENTAL or surplus < STEP:
             return True
-        database.execute_sql(f"PRAGMA incremental_vacuum({STEP})").fetchall()
+        # One at a time: Python's driver ends the pragma after its first page, whatever is asked.
+        with database.atomic("IMMEDIATE"):
+            for _ in range(STEP):
+                database.execute_sql("PRAGMA incremental_vacuum(1)").fetchall()
         return False
 
     def trim_log(self) -> None:

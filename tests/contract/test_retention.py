@@ -10,6 +10,7 @@ import pytest
 
 from runqueue import Queue, Runner, retention
 from runqueue.daemon import Daemon
+from runqueue.engines.sqlite import STEP
 from runqueue.retention import (
     BATCH,
     BATCHES,
@@ -259,3 +260,18 @@ def test_the_file_gives_back_the_room_of_what_was_pruned(queue: Queue, database_
     assert prune(queue, keep=40) == (360 - BATCH, True)
     assert size() < full / 3
     assert queue.store.damage() == []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_step_gives_back_all_the_pages_that_it_is_to(queue: Queue) -> None:
+    """Page by page, each with a commit of its own, a large file would take hours."""
+    queue.enqueue_many([{"prompt": "x" * 20_000}] * 200)
+    execute_sql(queue, "UPDATE runs SET status = 'stopped'")
+    execute_sql(queue, "DELETE FROM runs")
+
+    def pages() -> int:
+        return int(queue.database.execute_sql("PRAGMA page_count").fetchone()[0])
+
+    before = pages()
+    assert queue.store.give_back() is False
+    assert pages() <= before - STEP
