@@ -242,13 +242,10 @@ class Store:
         """Let no call of another thread wait for much longer than this."""
         self.engine.hurry(seconds)
 
-    def give_back(self, until: float) -> bool:
-        """Return the room of deleted rows to the system, until this moment; whether all of it."""
+    def give_back(self) -> bool:
+        """Return some of the room of deleted rows to the system; whether that was all of it."""
         with self.ready():
-            while not self.engine.give_back():
-                if time.monotonic() >= until:
-                    return False
-        return True
+            return self.engine.give_back()
 
     def trim_log(self) -> None:
         """Make a log small again that grew behind a long reader."""

@@ -14,12 +14,12 @@ from runqueue.states import Actor, Wake
 
 BATCH: Final = 50
 """Runs deleted in the first transaction; the next ones follow from how long that took."""
-BATCHES: Final = (20, 400)
+BATCHES: Final = (10, 400)
 """Fewest and most runs deleted in one transaction."""
-HOLD: Final = 0.003
-"""Seconds that a transaction may take before its commit: who claims waits for one of them."""
-REST: Final = 0.001
-"""Seconds between two transactions, where one writes at a time: time enough for who waits."""
+HOLD: Final = 0.004
+"""Seconds that a transaction may keep who claims waiting, with its commit where that does."""
+RESTS: Final = (0.001, 0.1)
+"""Least and most seconds between two transactions, where one writes at a time."""
 
 
 class Bounds(NamedTuple):
@@ -58,7 +58,19 @@ def prune_for(store: Store, goes: Bounds, seconds: float) -> tuple[int, bool]:
             pruned += batch
             if time.monotonic() >= until:
                 return pruned, False
-    return pruned, store.give_back(until)
+    return pruned, _give_back(store, until)
+
+
+def _give_back(store: Store, until: float) -> bool:
+    """Return the room of deleted rows to the system, until this moment; whether all of it."""
+    began = time.monotonic()
+    while not store.give_back():
+        ended = time.monotonic()
+        if ended >= until:
+            return False
+        time.sleep(rest_after(ended - began))
+        began = time.monotonic()
+    return True
 
 
 def prune(store: Store, before: str) -> int:
@@ -80,7 +92,16 @@ def _batches(store: Store, ended_before: str, created_before: str) -> Iterator[i
         # Here, where nobody waits for it: else a claim's commit would write back what was deleted.
         store.trim_log()
         if not store.engine.locks_rows:
-            time.sleep(REST)
+            time.sleep(rest_after(took))
+
+
+def rest_after(took: float) -> float:
+    """Return for how long others write alone, after a batch that kept them waiting so long.
+
+    As long again: on a slow disk, too, a prune takes half of what it can do at most.
+    """
+    least, most = RESTS
+    return max(least, min(took, most))
 
 
 def next_limit(limit: int, took: float) -> int:
@@ -94,6 +115,7 @@ def next_limit(limit: int, took: float) -> int:
 def _prune_batch(
     store: Store, ended_before: str, created_before: str, limit: int
 ) -> tuple[int, float]:
+    """Delete up to `limit` runs; return how many, and for how many seconds others waited."""
     with store.transaction():
         began = time.monotonic()  # once others let it write
         rows = store.run(
@@ -113,7 +135,11 @@ def _prune_batch(
         if session_ids:
             listed = store.engine.as_list(session_ids)
             store.change(statements.DELETE_EMPTY_SESSIONS, session_ids=listed)
-        return len(rows), time.monotonic() - began
+        ended = time.monotonic()
+    if not store.engine.locks_rows:
+        # Deleted rows are all over the file: to log their pages takes longer than to change them.
+        ended = time.monotonic()
+    return len(rows), ended - began
 
 
 @again

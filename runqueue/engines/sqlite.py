@@ -25,8 +25,8 @@ FULL: Final = "the disk of the database is full; make room, try again"
 
 INCREMENTAL: Final = 2
 """What `PRAGMA auto_vacuum` says of a file that can give back pages at any time."""
-STEP: Final = 200
-"""Pages given back to the system in one transaction, some 2 ms."""
+STEP: Final = 50
+"""Pages given back to the system in one transaction, for which others wait."""
 SPARE: Final = 0.2
 """Share of the file that stays free, for what is deleted now makes room for what is added next."""
 APPLICATION_ID: Final = 0x72756E71
@@ -127,7 +127,10 @@ class Sqlite(base.Engine):
         surplus = free - int(pages * SPARE)
         if mode != INCREMENTAL or surplus < STEP:
             return True
-        database.execute_sql(f"PRAGMA incremental_vacuum({STEP})").fetchall()
+        # One at a time: Python's driver ends the pragma after its first page, whatever is asked.
+        with database.atomic("IMMEDIATE"):
+            for _ in range(STEP):
+                database.execute_sql("PRAGMA incremental_vacuum(1)").fetchall()
         return False
 
     def trim_log(self) -> None:

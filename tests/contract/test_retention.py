@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 
-from runqueue import Queue, Runner
+from runqueue import Queue, Runner, retention
 from runqueue.daemon import Daemon
-from runqueue.retention import BATCH, BATCHES, HOLD, bounds, next_limit, prune_for
+from runqueue.engines.sqlite import STEP
+from runqueue.retention import (
+    BATCH,
+    BATCHES,
+    HOLD,
+    RESTS,
+    bounds,
+    next_limit,
+    prune_for,
+    rest_after,
+)
 from tests.helpers import LONG, MovableClock, count, execute_sql, ids, in_background, start, take
 
 LONG_ENOUGH = 60.0
@@ -99,6 +109,71 @@ def test_a_batch_is_as_large_as_may_be_for_the_time_that_it_takes() -> None:
     assert next_limit(most, HOLD / 2) == most
 
 
+class SlowDisk:
+    """Stands in for the module `time`: only a commit and a rest take any."""
+
+    def __init__(self) -> None:
+        self.passed = 0.0
+        self.rests: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.passed
+
+    def sleep(self, seconds: float) -> None:
+        self.rests.append(seconds)
+        self.passed += seconds
+
+
+def test_a_slow_commit_counts_where_it_keeps_others_waiting(
+    queue: Queue, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches get small, and between two of them others have the database as long again."""
+    queue.enqueue_many([{"prompt": "x"}] * (2 * BATCH))
+    execute_sql(queue, "UPDATE runs SET status = 'stopped'")
+    clock.advance(1)
+    disk, took, commit = SlowDisk(), 8 * HOLD, type(queue.database).commit
+    left: list[int] = []
+
+    def commit_slowly(database: Any) -> Any:
+        disk.passed += took
+        return commit(database)
+
+    monkeypatch.setattr("runqueue.retention.time", disk)
+    monkeypatch.setattr(type(queue.database), "commit", commit_slowly)
+    for pruned in retention._batches(queue.store, clock.text(), clock.text()):
+        left.append(pruned)
+    least, _ = BATCHES
+    if queue.store.engine.locks_rows:
+        assert (left, disk.rests) == ([BATCH, BATCH], [])
+    else:
+        assert left == [BATCH, *[least] * (BATCH // least)]
+        assert disk.rests == pytest.approx([took] * len(left))
+
+
+def test_giving_back_room_rests_as_pruning_does(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To move the pages of a file is a transaction, too, for which others wait."""
+    disk, took, steps = SlowDisk(), 8 * HOLD, iter([False, False, True])
+
+    def give_back() -> bool:
+        disk.passed += took
+        return next(steps)
+
+    monkeypatch.setattr("runqueue.retention.time", disk)
+    monkeypatch.setattr(queue.store.engine, "give_back", give_back)
+    assert prune_for(queue.store, bounds(queue.store), LONG_ENOUGH) == (0, True)
+    assert disk.rests == pytest.approx([took] * 2)
+
+
+def test_a_prune_rests_as_long_as_it_kept_others_waiting() -> None:
+    """But never for the hour in which its process was stopped."""
+    least, most = RESTS
+    assert rest_after(0.0) == least
+    assert rest_after((least + most) / 2) == (least + most) / 2
+    assert rest_after(3600.0) == most
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_prune_in_a_callers_transaction_leaves_the_log_alone(
     queue: Queue, clock: MovableClock
@@ -185,3 +260,18 @@ def test_the_file_gives_back_the_room_of_what_was_pruned(queue: Queue, database_
     assert prune(queue, keep=40) == (360 - BATCH, True)
     assert size() < full / 3
     assert queue.store.damage() == []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_step_gives_back_all_the_pages_that_it_is_to(queue: Queue) -> None:
+    """Page by page, each with a commit of its own, a large file would take hours."""
+    queue.enqueue_many([{"prompt": "x" * 20_000}] * 200)
+    execute_sql(queue, "UPDATE runs SET status = 'stopped'")
+    execute_sql(queue, "DELETE FROM runs")
+
+    def pages() -> int:
+        return int(queue.database.execute_sql("PRAGMA page_count").fetchone()[0])
+
+    before = pages()
+    assert queue.store.give_back() is False
+    assert pages() <= before - STEP

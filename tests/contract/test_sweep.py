@@ -9,11 +9,13 @@ import pytest
 
 from runqueue import Queue, Runner, Status, Sweep, sweeper
 from tests.helpers import (
+    LONG,
     MICROSECOND,
     MovableClock,
     events_of,
     execute_sql,
     ids,
+    in_background,
     row_of,
     start,
     status_of,
@@ -234,6 +236,21 @@ def test_runs_that_wait_behind_nobody_are_healed(queue: Queue) -> None:
         assert sweeper.heal(queue.store) == 1
         assert runner.claim(timeout=0) is not None
     assert sweeper.heal(queue.store) == 0
+
+
+def test_looking_for_what_is_to_be_healed_waits_for_nobody(
+    queue: Queue, connect: Callable[..., Queue]
+) -> None:
+    """Nor does anybody wait for it: all pending runs are read, and no lock is taken for that."""
+    run = queue.enqueue("x")
+    other = connect()
+    with queue.database.atomic(*queue.store.engine.begin):
+        queue.database.execute_sql("UPDATE runs SET priority = 1")
+        queue.database.execute_sql("UPDATE sessions SET agent_name = 'busy'")
+        # Were it to wait, it would wait for this transaction, which waits for it.
+        with in_background(lambda: sweeper.heal(other.store), other) as healed:
+            assert healed.result(LONG) == 0
+    assert queue.get(run.run_id).priority == 1
 
 
 def test_runners_that_died_a_day_ago_are_forgotten(queue: Queue, clock: MovableClock) -> None:
