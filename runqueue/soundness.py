@@ -86,11 +86,16 @@ def _told_by(prompt: str) -> list[str]:
 
 def _attempts(store: Store) -> Iterator[str]:
     for run_id, status, next_id in _pages(store, statements.WRONGLY_DUE):
-        why = f"its next attempt is there, {next_id}" if next_id else f"it is {status}"
-        yield (
-            f"run {run_id} waits for another attempt though {why}; "
-            "set due_at of its row in run_attempts to null"
-        )
+        if next_id:
+            yield (
+                f"run {run_id} waits for another attempt though its next is there, {next_id}; "
+                "set due_at of its row in run_attempts to null"
+            )
+        else:
+            yield (
+                f"run {run_id} waits for another attempt though it is {status}; the tick at that "
+                "time takes it back, or set due_at in run_attempts and callback_run_id to null"
+            )
 
 
 def _circles(store: Store) -> Iterator[str]:

@@ -122,12 +122,10 @@ MARK_TOLD: Final = Statement(
 """Its row count decides who tells the parents: nobody does so twice."""
 MARK_AGAIN: Final = Statement(
     lambda: Run.update({Run.callback_run_id: None}).where(
-        Run.run_id == hole("run_id"),
-        _is_still(Run, TERMINAL),
-        Run.callback_run_id == literal("none"),
+        Run.run_id == hole("run_id"), Run.callback_run_id == literal("none")
     )
 )
-"""Have the parent told after all."""
+"""Have the parent told after all, of the end that there was or of the next."""
 
 LATEST_AS_CHILD: Final = Statement(
     lambda: (
