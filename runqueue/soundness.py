@@ -7,6 +7,8 @@ of is none. Everything is read page by page, each page a statement of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 from runqueue import family
@@ -26,12 +28,12 @@ def problems(store: Store) -> Iterator[str]:
     yield from _circles(store)
 
 
-def _pages(store: Store, statement: Statement, limit: int = PAGE) -> Iterator[tuple[Any, ...]]:
+def _pages(store: Store, statement: Statement) -> Iterator[tuple[Any, ...]]:
     """Yield all rows of a statement whose first column is its key."""
-    rows = store.run(statement, after="", limit=limit)
+    rows = store.run(statement, after="", limit=PAGE)
     while rows:
         yield from rows
-        rows = store.run(statement, after=rows[-1][0], limit=limit)
+        rows = store.run(statement, after=rows[-1][0], limit=PAGE)
 
 
 def _marks(store: Store) -> Iterator[str]:
@@ -49,8 +51,8 @@ def _marks(store: Store) -> Iterator[str]:
 
 def _waiting_callbacks(store: Store) -> Iterator[str]:
     """Compare the callbacks that wait with the marks of the children they tell of, both ways."""
-    for callback_id, prompt in _pages(store, statements.WAITING_CALLBACKS, 1):
-        run_ids = _told_by(prompt)
+    for (callback_id,) in _pages(store, statements.WAITING_CALLBACKS):
+        run_ids = _told_by(store, callback_id)
         # Somebody may have written another prompt by hand, and children may be deleted.
         for at in range(0, len(run_ids), PAGE):
             listed = store.engine.as_list(run_ids[at : at + PAGE])
@@ -64,24 +66,31 @@ def _waiting_callbacks(store: Store) -> Iterator[str]:
 
 
 def _left_out(store: Store) -> Iterator[str]:
-    after = ("", "")
-    callback_id, told = "", frozenset[str]()
-    while rows := store.run(statements.MARKED, after=after[0], after_child=after[1], limit=PAGE):
-        for by, run_id in rows:
-            if by != callback_id:
-                # Read after the marks: whatever is marked was added to it before.
-                prompts = store.run(statements.PROMPT, run_id=by)
-                callback_id, told = by, frozenset(_told_by(prompts[0][0]) if prompts else ())
+    marked: list[tuple[str, str]] = []
+    for run_id, by in _pages(store, statements.MARKED):
+        marked.append((by, run_id))
+        if len(marked) == PAGE:
+            yield from _untold(store, marked)
+            marked = []
+    yield from _untold(store, marked)
+
+
+def _untold(store: Store, marked: list[tuple[str, str]]) -> Iterator[str]:
+    for callback_id, pairs in groupby(sorted(marked), key=itemgetter(0)):
+        # Read after the marks: whatever is marked was added to it before.
+        told = frozenset(_told_by(store, callback_id))
+        for _, run_id in pairs:
             if told and run_id not in told:
                 yield (
-                    f"run {by} does not tell of the end of run {run_id}, whose callback_run_id "
-                    "names it; set that to null, and the next tick tells of it"
+                    f"run {callback_id} does not tell of the end of run {run_id}, whose "
+                    "callback_run_id names it; set that to null, and the next tick tells of it"
                 )
-        after = rows[-1]
 
 
-def _told_by(prompt: str) -> list[str]:
-    return [child.run_id for child in parse_callback(prompt) or ()]
+def _told_by(store: Store, callback_id: str) -> list[str]:
+    """Whose ends a callback tells of; a prompt may have a megabyte, so it is read by itself."""
+    prompts = store.run(statements.PROMPT, run_id=callback_id)
+    return [child.run_id for (text,) in prompts for child in parse_callback(text) or ()]
 
 
 def _attempts(store: Store) -> Iterator[str]:

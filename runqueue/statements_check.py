@@ -12,9 +12,9 @@ from peewee import SQL, fn
 
 from runqueue.database import Statement
 from runqueue.models import Attempt, Run, Session
-from runqueue.statements import _is_pending, hole, is_listed, literal
+from runqueue.statements import _exists, _is_pending, hole, is_listed, literal
 from runqueue.statements_family import LIVE, NOBODY, _has_now, parent
-from runqueue.states import TERMINAL
+from runqueue.states import TERMINAL, Status
 
 
 def _wrongly_told() -> Any:
@@ -48,13 +48,12 @@ TOLD_EARLY: Final = Statement(
 """Runs that have not ended, though their marks name who told of the end."""
 WAITING_CALLBACKS: Final = Statement(
     lambda: (
-        Run.select(Run.run_id, Run.prompt)
+        Run.select(Run.run_id)
         .where(Run.run_id > hole("after"), _is_pending(Run), Run.tells > SQL("0"))
         .order_by(Run.run_id)
         .limit(hole("limit"))
     )
 )
-"""Their prompts may have a megabyte each."""
 PROMPT: Final = Statement(lambda: Run.select(Run.prompt).where(Run.run_id == hole("run_id")))
 MARKS: Final = Statement(
     lambda: Run.select(Run.run_id, Run.callback_run_id).where(
@@ -65,18 +64,16 @@ MARKS: Final = Statement(
 
 
 def _marked() -> Any:
-    """Ended children with the callback that their mark names, where it still waits."""
+    """Children with the callback that their mark names, where it still waits."""
     by = Run.alias("by")
+    # Found by its key: from all that wait there is no index to their children.
+    waits = by.select(SQL("1")).where(
+        by.run_id == Run.callback_run_id, _has_now(by, (Status.PENDING,)), by.tells > SQL("0")
+    )
     return (
-        Run.select(by.run_id, Run.run_id)
-        .join(by, on=(by.run_id == Run.callback_run_id))
-        .where(
-            (by.run_id > hole("after"))
-            | ((by.run_id == hole("after")) & (Run.run_id > hole("after_child"))),
-            _is_pending(by),
-            by.tells > SQL("0"),
-        )
-        .order_by(by.run_id, Run.run_id)
+        Run.select(Run.run_id, Run.callback_run_id)
+        .where(Run.run_id > hole("after"), Run.callback_run_id.is_null(False), _exists(waits))
+        .order_by(Run.run_id)
         .limit(hole("limit"))
     )
 
