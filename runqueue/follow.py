@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from runqueue import attempts, callbacks, family, statements_family
 from runqueue.database import Store, again
 from runqueue.models import Run
-from runqueue.states import Actor, Wake
+from runqueue.states import Actor, Status, Wake
 
 BATCH: Final = 50
 """Runs followed up in one transaction of a sweep: each may have a result of a megabyte."""
@@ -112,10 +112,12 @@ def _next_attempt(store: Store, run_id: str, now: str) -> int:
         if not found:  # somebody set the run back by hand, and it has not ended
             listed = store.engine.as_list([run_id])
             store.change(statements_family.UNSCHEDULE, run_ids=listed)
+            store.change(statements_family.MARK_AGAIN, run_id=run_id)
             return 0
         run = Run.from_row(found[0])
+        has_failed = run.status == Status.FAILED  # else somebody ended it otherwise, by hand
         # Whoever asked for it could not see the first; both may have been written by hand.
-        if attempts.was_stopped(store, run) or one.retries < 1:
+        if not has_failed or attempts.was_stopped(store, run) or one.retries < 1:
             return int(give_up(store, run_id, now=now, actor=Actor.DAEMON))
         added = attempts.make_next(store, run, one, now=now, actor=Actor.DAEMON)
         if added is not None and callbacks.wants(run) and run.callback_run_id is None:

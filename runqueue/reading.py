@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from runqueue import listing, statements
+from runqueue import listing, soundness, statements
 from runqueue.database import Store
 from runqueue.errors import InvalidRun, RunNotFound
 from runqueue.models import COLUMNS, Event, Run, Runner, Session, seconds_between
@@ -83,6 +83,7 @@ def problems(store: Store) -> list[str]:
         found.append(f"run {run_id} may be claimed though others of session {session_id} go first")
     for run_id, session_id in store.run(statements.STUCK):
         found.append(f"run {run_id} waits though no other run of session {session_id} goes first")
+    found += soundness.problems(store)
     return found
 
 

@@ -122,12 +122,10 @@ MARK_TOLD: Final = Statement(
 """Its row count decides who tells the parents: nobody does so twice."""
 MARK_AGAIN: Final = Statement(
     lambda: Run.update({Run.callback_run_id: None}).where(
-        Run.run_id == hole("run_id"),
-        _is_still(Run, TERMINAL),
-        Run.callback_run_id == literal("none"),
+        Run.run_id == hole("run_id"), Run.callback_run_id == literal("none")
     )
 )
-"""Have the parent told after all."""
+"""Have the parent told after all, of the end that there was or of the next."""
 
 LATEST_AS_CHILD: Final = Statement(
     lambda: (
@@ -223,7 +221,7 @@ ADD_TO_ERROR: Final = Statement(
 # --- trees
 
 
-def _parent_of() -> Any:
+def parent() -> Any:
     """A session's own parent, else the one that its first run with a parent names."""
     child = Run.alias("child")
     named = (
@@ -232,12 +230,12 @@ def _parent_of() -> Any:
         .order_by(child.created_at)
         .limit(SQL("1"))
     )
-    return Session.select(fn.COALESCE(Session.parent_session, named)).where(
-        Session.session_id == hole("session_id")
-    )
+    return fn.COALESCE(Session.parent_session, named)
 
 
-PARENT_OF: Final = Statement(_parent_of)
+PARENT_OF: Final = Statement(
+    lambda: Session.select(parent()).where(Session.session_id == hole("session_id"))
+)
 SESSION_OF_RUN: Final = Statement(
     lambda: Run.select(Run.session).where(Run.run_id == hole("run_id"))
 )

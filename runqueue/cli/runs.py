@@ -95,6 +95,9 @@ def enqueue(
     """
     if stops and not is_awaited:
         raise click.UsageError("--stop-on-interrupt is about the wait; give --wait too")
+    for option, given in (("--parent", "parent_session_id"), ("--session", "session_id")):
+        if keywords[given] == "":  # a variable that is not set: not to be a tree without limits
+            raise click.UsageError(f"{option} is empty; give a session's id, or leave it out")
     wanted = gather(demands)
     if tags:
         wanted["tags"] = [*tags, *_listed(wanted.get("tags"))]

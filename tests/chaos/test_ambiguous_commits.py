@@ -14,7 +14,7 @@ from runqueue import Claim, IllegalMove, Queue, Runner, StaleClaim, StorageError
 from runqueue.ids import new_run_id
 from runqueue.states import ACTIVE
 from tests.chaos import histories
-from tests.helpers import execute_sql, make_commits_by, take
+from tests.helpers import execute_sql, make_commits_by, start, take, wait_until
 
 pytestmark = pytest.mark.chaos
 
@@ -211,6 +211,147 @@ def test_a_verb_is_made_again_when_its_answer_was_lost(
     assert history_of(queue, deed.run_id) == deed.history
     assert str(queue.get(deed.run_id).status) == deed.history[-1]
     assert reading.problems(queue.store) == []
+
+
+class Family(NamedTuple):
+    """A deed that something follows, and what follows it."""
+
+    make: Callable[[], Any]
+    run_id: str
+    parent_id: str | None = None
+    """The session that is to hear of the end, once."""
+    attempts: int = 1
+    """How many there are of the run once it is done."""
+    is_refused_when_made: bool = False
+    is_tried_alone: bool = False
+    """Whether a statement that stands alone is tried first, which changes nothing here."""
+
+
+def _work(queue: Queue, runner: Runner, **keywords: Any) -> Claim:
+    queue.enqueue("x", **keywords)
+    return start(runner)
+
+
+def _work_of_child(queue: Queue, runner: Runner, **keywords: Any) -> tuple[str, Claim]:
+    """A child at work, of a parent's session that is idle."""
+    parent = _work(queue, runner)
+    parent.complete("fanned out")
+    parent_id = parent.run.session_id
+    mode = "async_callback"
+    return parent_id, _work(
+        queue, runner, parent_session_id=parent_id, execution_mode=mode, **keywords
+    )
+
+
+def _report(
+    make: Callable[[], Any], claim: Claim, parent_id: str | None, attempts: int = 1
+) -> Family:
+    return Family(make, claim.fence.run_id, parent_id, attempts, is_tried_alone=True)
+
+
+def _complete_child(queue: Queue, runner: Runner) -> Family:
+    parent_id, claim = _work_of_child(queue, runner)
+    return _report(lambda: claim.complete("r"), claim, parent_id)
+
+
+def _complete_children(queue: Queue, runner: Runner) -> Family:
+    parent_id, claim = _work_of_child(queue, runner)
+    report = [(claim, "done")]
+    return Family(lambda: runner.finish_many(report), claim.fence.run_id, parent_id)
+
+
+def _cancel_child(queue: Queue, runner: Runner) -> Family:
+    parent_id, claim = _work_of_child(queue, runner)
+    claim.complete("r")
+    start(runner).complete("read")
+    child = queue.enqueue("x", parent_session_id=parent_id, execution_mode="async_callback")
+    return Family(
+        lambda: queue.stop(child.run_id), child.run_id, parent_id, is_refused_when_made=True
+    )
+
+
+def _expire_child(queue: Queue, runner: Runner) -> Family:
+    parent_id = queue.enqueue("x", demands={"tags": ["none"]}).session_id
+    child = queue.enqueue(
+        "x", parent_session_id=parent_id, execution_mode="async_callback", timeout=0.001
+    )
+    wait_until(lambda: queue.now() > str(child.timeout_at))
+    return Family(queue.sweep, child.run_id, parent_id)
+
+
+def _end_child_by_hand(queue: Queue, runner: Runner) -> Family:
+    parent_id, claim = _work_of_child(queue, runner)
+    sql = "UPDATE runs SET status = 'completed', completed_at = started_at WHERE run_id = ?"
+    execute_sql(queue, sql, claim.fence.run_id)
+    return Family(queue.sweep, claim.fence.run_id, parent_id)
+
+
+def _fail_with_retries(queue: Queue, runner: Runner) -> Family:
+    claim = _work(queue, runner, retries=2)
+    return _report(lambda: claim.fail("busy", retry=True), claim, None, 2)
+
+
+def _fail_child_at_last(queue: Queue, runner: Runner) -> Family:
+    parent_id, claim = _work_of_child(queue, runner, retries=1)
+    claim.fail("busy", retry=True)
+    last = start(runner)
+    return _report(lambda: last.fail("busy", retry=True), claim, parent_id, 2)
+
+
+def _make_due_attempt(queue: Queue, runner: Runner) -> Family:
+    claim = _work(queue, runner, retries=2, retry_delay=0.001)
+    claim.fail("busy", retry=True)
+    sql = "SELECT due_at FROM run_attempts WHERE run_id = ?"
+    ((due_at,),) = execute_sql(queue, sql, claim.fence.run_id)
+    wait_until(lambda: queue.now() > due_at)
+    return Family(queue.sweep, claim.fence.run_id, None, 2)
+
+
+FAMILIES: dict[str, Callable[[Queue, Runner], Family]] = {
+    "complete a child": _complete_child,
+    "complete many children": _complete_children,
+    "cancel a child": _cancel_child,
+    "expire a child": _expire_child,
+    "tell of an end by hand": _end_child_by_hand,
+    "fail with retries": _fail_with_retries,
+    "fail a child's last attempt": _fail_child_at_last,
+    "make an attempt that is due": _make_due_attempt,
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_follows_an_end_is_neither_lost_nor_doubled_when_its_answer_was(
+    queue: Queue, runner: Runner, line: Line, name: str, variant: str
+) -> None:
+    """One callback or one next attempt, after the caller asks again and after sweeps."""
+    deed = FAMILIES[name](queue, runner)
+    before = following(queue, deed)
+    tried = deed.is_tried_alone and queue.store.engine.writes_in_one
+    line.break_at_commit(variant, after=int(tried))
+    with pytest.raises(StorageError):
+        deed.make()
+    assert line.breaks == 1
+    with queue.store.ready():  # on a connection that is not the broken one
+        now = following(queue, deed)
+    done = (1 if deed.parent_id else 0, deed.attempts)
+    assert before != done
+    assert now == (done if variant == "made" else before)
+    if deed.is_refused_when_made and variant == "made":
+        with pytest.raises(IllegalMove):
+            deed.make()
+    else:
+        deed.make()
+    for _ in range(2):
+        assert following(queue, deed) == done
+        queue.sweep()
+    assert reading.problems(queue.store) == []
+
+
+def following(queue: Queue, deed: Family) -> tuple[int, int]:
+    """How many ends the callbacks tell of that wait for a parent, and how many attempts exist."""
+    waiting = queue.find(session_id=deed.parent_id, status="pending") if deed.parent_id else []
+    return sum(run.tells or 0 for run in waiting), len(queue.attempts(deed.run_id))
 
 
 def until_done(line: Line, verb: Callable[[], Any], may_be_refused: bool = False) -> Any:

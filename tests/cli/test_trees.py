@@ -108,6 +108,17 @@ def test_stop_below_leaves_the_rest(rq: Callable[..., Any], queue: Queue) -> Non
 # --- limits
 
 
+@pytest.mark.parametrize("option", ["--parent", "--session"])
+def test_an_empty_session_is_not_taken_for_none(
+    rq: Callable[..., Any], queue: Queue, option: str
+) -> None:
+    """A variable that is not set would begin a tree of its own, past all limits."""
+    ended = rq("enqueue", "x", "--mode", "async_callback", option, "")
+    assert (ended.code, ended.out) == (2, "")
+    assert f"{option} is empty" in ended.err
+    assert queue.find() == []
+
+
 @pytest.mark.parametrize(
     ("option", "refused"),
     [("--max-depth", 1), ("--max-children", 1), ("--max-tree-runs", 2)],

@@ -150,3 +150,37 @@ def test_what_was_set_back_by_hand_does_not_keep_the_others_from_their_attempts(
     queue.sweep()
     now = {"now": queue.now(), "limit": 9}
     assert queue.store.run(statements_family.DUE_ATTEMPTS, **now) == []
+
+
+def test_a_run_that_was_set_back_while_an_attempt_was_waited_for_tells_its_parent(
+    queue: Queue, runner: Runner, parent: Run, clock: MovableClock
+) -> None:
+    """The attempt is taken back, and with it that nobody was to hear of the run itself."""
+    child = fail_to_be_retried(queue, runner, parent, clock)
+    sql = "UPDATE runs SET status = 'pending', completed_at = NULL WHERE run_id = ?"
+    execute_sql(queue, sql, child.run_id)
+    clock.advance(HOUR)
+    queue.sweep()
+    start(runner).complete("done after all")
+    queue.sweep()
+    assert len(callbacks_of(queue, parent)) == 1
+    assert len(queue.attempts(child.run_id)) == 1
+
+
+@pytest.mark.parametrize("by", ["its owner", "hand"])
+def test_no_attempt_follows_a_run_that_has_completed_after_all(
+    queue: Queue, runner: Runner, parent: Run, clock: MovableClock, by: str
+) -> None:
+    """It was waited for when somebody set the run back, or ended it, by hand."""
+    child = fail_to_be_retried(queue, runner, parent, clock)
+    if by == "hand":
+        sql = "UPDATE runs SET status = 'completed', result = 'done' WHERE run_id = ?"
+        execute_sql(queue, sql, child.run_id)
+    else:
+        sql = "UPDATE runs SET status = 'pending', completed_at = NULL WHERE run_id = ?"
+        execute_sql(queue, sql, child.run_id)
+        start(runner).complete("done")
+    clock.advance(HOUR)
+    queue.sweep()
+    assert len(queue.attempts(child.run_id)) == 1
+    assert len(callbacks_of(queue, parent)) == 1

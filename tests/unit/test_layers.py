@@ -30,7 +30,7 @@ ROWS = (
         *("engines.sqlite_transfer", "engines.postgres_transfer", "engines.postgres_errors"),
         *("engines.postgres", "engines.postgres_pool", "engines.postgres_urls"),
         *("database", "schema", "models", "statements", "statements_family"),
-        *("statements_homes", "listing"),
+        *("statements_homes", "statements_check", "listing"),
         *("migrations", "migrations.sqlite", "migrations.sqlite.0001_initial"),
         *("migrations.sqlite.0002_lists", "migrations.postgres.0002_lists"),
         *("migrations.sqlite.0003_families", "migrations.postgres.0003_families"),
@@ -40,7 +40,7 @@ ROWS = (
     (
         *("family", "attempts", "callbacks", "follow", "limits"),
         *("moves", "enqueue", "claims", "sweeper", "why", "wake", "reading", "retention"),
-        *("moving", "trees", "homes", "silence", "telling"),
+        *("moving", "trees", "homes", "silence", "telling", "soundness"),
     ),
     ("supervise", "executor", "runner", "slots"),
     ("queue",),
