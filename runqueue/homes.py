@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any, Final, NamedTuple
 
-from runqueue import demands, moves, statements
+from runqueue import demands, family, moves, statements
 from runqueue import statements_homes as homes
 from runqueue.database import Store, again
 from runqueue.errors import (
@@ -43,8 +43,9 @@ def rehome(
     project_dir: str | None = None,
     executor_type: str | None = None,
     clear: bool = False,
+    now: str,
 ) -> Moved:
-    """Move a session's home, or clear it; the runs that wait follow.
+    """Move a session's home, or clear it; the runs that wait follow, and so would a retry.
 
     None leaves a part of the home as it is, "" demands nothing of it. Raises SessionNotFound,
     IllegalMove while a run of the session is active, or InvalidRun for what can be no home.
@@ -69,27 +70,33 @@ def rehome(
             # What a framework knows it knows at the place that is forgotten.
             executor_session_id=None if clear else session.executor_session_id,
         )
-        runs = _have_follow(store, session, after)
+        runs = _have_follow(store, session, after, now)
         rows = store.run(statements.GET_SESSION, key=session_id)
         forgotten = session.executor_session_id if clear else None
         return Moved(Session.from_row(rows[0]), runs, forgotten)
 
 
-def _have_follow(store: Store, session: Session, after: dict[str, str]) -> int:
-    """Have the runs that wait demand a session's new home; return how many."""
-    old, new = session.home_dir, after.get("project_dir")
+def _have_follow(store: Store, session: Session, after: dict[str, str], now: str) -> int:
+    """Have the runs of a session demand its new home; return how many of them wait.
+
+    Those that have ended follow too: another attempt has the content of one of them.
+    """
+    old, new, before = session.home_dir, after.get("project_dir"), session.home()
     waiting = store.run(homes.WAITING_IN_SESSION, session_id=session.session_id)
-    values = [
-        {
-            "run_id": run_id,
-            "demands": _rewritten(run_id, text, session.home(), after),
-            # A run that was given a directory of its own keeps it.
-            "project_dir": _moved(place, old, new) if place == session.project_dir else place,
-        }
-        for run_id, text, place in waiting
-    ]
+    ended = store.run(homes.ENDED_IN_SESSION, session_id=session.session_id)
+    found = [(row, _rewritten(row[0], row[1], before, after)) for row in waiting]
+    found += [(row, _without_old(row[1], before, after)) for row in ended]
+    values = []
+    for (run_id, text, place), wanted in found:
+        # A run that was given a directory of its own keeps it.
+        moved = _moved(place, old, new) if place == session.project_dir else place
+        if (wanted, moved) != (text, place):
+            values.append({"run_id": run_id, "demands": wanted, "project_dir": moved})
+    if values:
+        store.change_many(homes.FOLLOW_HOME, values)
+        family.note(store, [one["run_id"] for one in values], homes.FOLLOWED, now=now)
     store.wake((Wake.WORK,))
-    return store.change_many(homes.FOLLOW_HOME, values) if values else 0
+    return len(waiting)
 
 
 def _check(given: dict[str, str | None], clear: bool) -> None:
@@ -151,21 +158,45 @@ def _rewritten(
     Those that are its own stay; one that is as the old home was is taken for inherited.
     """
     try:
-        wanted: dict[str, Any] = dict(demands.parse(text))
+        wanted = demands.parse(text)
     except ValueError:  # malformed by hand: nobody claims it, and `why` says so
         return text
-    for key, value in before.items():
-        if isinstance(wanted.get(key), list):
-            wanted[key] = _one([item for item in wanted[key] if item != value])
-        elif wanted.get(key) == value:
-            del wanted[key]
-    merged = demands.canonical(demands.both(after, wanted))
+    merged = demands.canonical(demands.both(after, _own(wanted, before)))
     if len(merged.encode()) > demands.MAX_MERGED:  # written by hand, too
         raise InvalidRun(
             f"run {run_id} has demands that would be over the limit of {demands.MAX_MERGED} bytes "
             "with the new home; cancel it first"
         )
     return merged if merged != "{}" else None
+
+
+def _without_old(text: str | None, before: dict[str, str], after: dict[str, str]) -> str | None:
+    """The demands of a run that has ended, likewise; of one that had none of the old home, its own.
+
+    It refuses no move: what is over the limit is left to whoever makes another attempt.
+    """
+    try:
+        wanted = demands.parse(text)
+    except ValueError:
+        return text
+    own = _own(wanted, before)
+    if own == wanted:
+        return text
+    merged = demands.canonical(demands.both(after, own))
+    if len(merged.encode()) > demands.MAX_MERGED:
+        merged = demands.canonical(own)
+    return merged if merged != "{}" else None
+
+
+def _own(wanted: dict[str, Any], before: dict[str, str]) -> dict[str, Any]:
+    """The demands that are not those of the old home."""
+    own = dict(wanted)
+    for key, value in before.items():
+        if isinstance(own.get(key), list):
+            own[key] = _one([item for item in own[key] if item != value])
+        elif own.get(key) == value:
+            del own[key]
+    return own
 
 
 def _one(items: list[Any]) -> Any:

@@ -363,7 +363,7 @@ class Queue:
         executor_type: str | None = None,
         clear: bool = False,
     ) -> Moved:
-        """Move the place where a session lives, or clear it; the runs that wait follow.
+        """Move the place where a session lives, or clear it; its runs follow, also when retried.
 
         None leaves a part as it is, "" demands nothing of it. Once cleared, the next start binds
         the session anew, and its executor session id is forgotten. Raises SessionNotFound,
@@ -376,6 +376,7 @@ class Queue:
             project_dir=project_dir,
             executor_type=executor_type,
             clear=clear,
+            now=self.now(),
         )
 
     def bind_session(self, session_id: str, executor_session_id: str | None) -> None:

@@ -11,9 +11,9 @@ from peewee import SQL, Select, fn
 
 from runqueue import statements
 from runqueue.database import Statement
-from runqueue.models import Output, Run, Session
+from runqueue.models import Event, Output, Run, Session
 from runqueue.statements import hole
-from runqueue.states import ACTIVE, Status
+from runqueue.states import ACTIVE, TERMINAL, Status
 
 
 def _set_home() -> Any:
@@ -33,9 +33,24 @@ WAITING_IN_SESSION: Final = Statement(
         Run.session == hole("session_id"), statements._is_pending(Run, statements._OF_SESSION)
     )
 )
+ENDED_IN_SESSION: Final = Statement(
+    lambda: Run.select(Run.run_id, Run.demands, Run.project_dir).where(
+        Run.session == hole("session_id"),
+        statements.hidden(Run.status).in_(statements._spelled(TERMINAL)),
+    )
+)
 FOLLOW_HOME: Final = Statement(
     lambda: Run.update({Run.demands: hole("demands"), Run.project_dir: hole("project_dir")}).where(
-        Run.run_id == hole("run_id"), statements._is_still(Run, (Status.PENDING,))
+        Run.run_id == hole("run_id"), statements._is_still(Run, (Status.PENDING, *TERMINAL))
+    )
+)
+FOLLOWED: Final = "follows its session, whose home was changed"
+"""The event of a run that was rewritten so: it demands another place than was asked for."""
+HAS_FOLLOWED: Final = Statement(
+    lambda: (
+        Event.select(SQL("1"))
+        .where(Event.run == hole("run_id"), statements.hidden(Event.detail) == hole("detail"))
+        .limit(SQL("1"))
     )
 )
 

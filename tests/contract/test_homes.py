@@ -404,3 +404,74 @@ def test_many_waiting_runs_follow_in_few_statements(
     monkeypatch.setattr(queue.store, "_compile", compile_)
     assert queue.rehome(session_id, **AWAY).runs == 300
     assert len(executed) < 10
+
+
+# --- retries
+
+
+@pytest.mark.parametrize("after", [AWAY, None], ids=["moved", "cleared"])
+@pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "when due"])
+def test_another_attempt_takes_the_home_as_it_is_then(
+    queue: Queue,
+    open_runner: Callable[..., Runner],
+    clock: MovableClock,
+    after: dict[str, str] | None,
+    by_hand: bool,
+) -> None:
+    """What came from the old home is replaced, whenever the run ended; the caller's own stays."""
+    home = open_runner("home", **HOME, tags=["gpu"])
+    session_id = queue.enqueue("x", project_dir="/srv/app/web").session_id
+    start(home).complete()
+    terms = {} if by_hand else {"retries": 1, "retry_delay": 5.0}
+    run = queue.enqueue("y", session_id=session_id, demands={"tags": ["gpu"]}, **terms)
+    start(home).fail("busy", retry=True)
+    queue.rehome(session_id, hostname="between", project_dir="/between")
+    queue.rehome(session_id, **after) if after else queue.rehome(session_id, clear=True)
+    clock.advance(6)
+    if by_hand:
+        following = queue.retry(run.run_id)
+    else:
+        queue.sweep()
+        (following,) = queue.attempts(run.run_id)[1:]
+    assert demands_of(queue, following) == {**(after or {}), "tags": ["gpu"]}
+    directory = "/data/app/web" if after else "/between/web"
+    assert queue.get(following.run_id).project_dir == directory
+
+
+def test_a_retried_first_run_goes_where_its_session_went(
+    queue: Queue, home: Runner, away: Runner
+) -> None:
+    """Also when its caller had named the old host, for that was where the session lived."""
+    run = queue.enqueue("x", demands={"hostname": "box"})
+    start(home).fail("busy")
+    queue.rehome(run.session_id, **AWAY)
+    following = queue.retry(run.run_id)
+    assert demands_of(queue, following) == AWAY
+    assert take(away).run.run_id == following.run_id
+
+
+def test_a_demand_that_contradicts_the_home_is_not_lost_by_a_retry(
+    queue: Queue, session_id: str
+) -> None:
+    """A home adds to what was demanded and overrides nothing, so the run waits for nobody."""
+    run = queue.enqueue("y", session_id=session_id)
+    queue.cancel(run.run_id)
+    execute_sql(
+        *(queue, "UPDATE runs SET demands = ? WHERE run_id = ?"),
+        *('{"hostname":"third"}', run.run_id),
+    )
+    following = queue.retry(run.run_id)
+    assert demands_of(queue, following)["hostname"] == ["box", "third"]
+
+
+def test_a_run_that_follows_a_home_says_so_in_its_history(queue: Queue, home: Runner) -> None:
+    """What it demands is not what it was enqueued with; one that named no place is left alone."""
+    first = queue.enqueue("x")
+    start(home).complete()
+    run = queue.enqueue("y", session_id=first.session_id)
+    queue.cancel(run.run_id)
+    before = queue.timeline(first.run_id)
+    queue.rehome(first.session_id, **AWAY)
+    assert queue.timeline(run.run_id)[-1].detail == "follows its session, whose home was changed"
+    assert queue.timeline(first.run_id) == before
+    assert demands_of(queue, first) is None

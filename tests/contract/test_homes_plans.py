@@ -20,7 +20,9 @@ RUN = "sqlite_autoindex_runs_1 (run_id=?)"
 PLANS = {
     "SET_HOME": [SESSION],
     "WAITING_IN_SESSION": ["idx_runs_session_pending (session_id=?)"],
+    "ENDED_IN_SESSION": ["idx_runs_session_id (session_id=?)"],
     "FOLLOW_HOME": [RUN],
+    "HAS_FOLLOWED": ["idx_run_events_run_id (run_id=?)"],
     "BIND_EXECUTOR": [SESSION, "idx_sessions_executor (executor_session_id=?)"],
     "WHO_HAS_EXECUTOR": ["idx_sessions_executor (executor_session_id=?)"],
     "EXECUTOR_OF": [SESSION],
