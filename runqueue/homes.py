@@ -48,11 +48,16 @@ def rehome(
     """Move a session's home, or clear it; the runs that wait follow, and so would a retry.
 
     None leaves a part of the home as it is, "" demands nothing of it. Raises SessionNotFound,
-    IllegalMove while a run of the session is active, or InvalidRun for what can be no home.
+    IllegalMove while a run of the session is active, SessionConflict when another session of that
+    host and executor type has its executor session id, or InvalidRun for what can be no home.
     """
     given = {"hostname": hostname, "project_dir": project_dir, "executor_type": executor_type}
     _check(given, clear)
     with store.transaction():
+        # Before its session, as whoever binds an id locks them.
+        known = None if clear else executor_session_id(store, session_id)
+        if known is not None:
+            store.lock(homes.LOCK_EXECUTOR, executor_session_id=known)
         session = _locked(store, session_id)
         for run_id, status, _ in store.run(statements.ACTIVE_OF_SESSION, session_id=session_id):
             raise IllegalMove(
@@ -70,10 +75,25 @@ def rehome(
             # What a framework knows it knows at the place that is forgotten.
             executor_session_id=None if clear else session.executor_session_id,
         )
+        moved = Session.from_row(store.run(statements.GET_SESSION, key=session_id)[0])
+        _insist_on_lone_id(store, session, moved)
         runs = _have_follow(store, session, after, now)
-        rows = store.run(statements.GET_SESSION, key=session_id)
         forgotten = session.executor_session_id if clear else None
-        return Moved(Session.from_row(rows[0]), runs, forgotten)
+        return Moved(moved, runs, forgotten)
+
+
+def _insist_on_lone_id(store: Store, before: Session, after: Session) -> None:
+    """Raise SessionConflict when another session has the framework's id at the new place."""
+    executor_id, session_id = after.executor_session_id, after.session_id
+    stays = (before.hostname, before.executor_type) == (after.hostname, after.executor_type)
+    if executor_id is None or stays:  # doubles that others have left do not keep it from moving
+        return
+    values = {"session_id": session_id, "executor_session_id": executor_id}
+    for (other,) in store.run(homes.WHO_HAS_EXECUTOR, **values):
+        raise SessionConflict(
+            f"session {session_id} cannot move there, where {other} has its executor session id "
+            f"{executor_id}; bind either to another id, or to none, or clear the home"
+        )
 
 
 def _have_follow(store: Store, session: Session, after: dict[str, str], now: str) -> int:
@@ -97,6 +117,11 @@ def _have_follow(store: Store, session: Session, after: dict[str, str], now: str
         family.note(store, [one["run_id"] for one in values], homes.FOLLOWED, now=now)
     store.wake((Wake.WORK,))
     return len(waiting)
+
+
+def has_followed(store: Store, run_id: str) -> bool:
+    """Whether what a run demands of a place, and its directory, are no more what was asked for."""
+    return bool(store.run(homes.HAS_FOLLOWED, run_id=run_id, detail=homes.FOLLOWED))
 
 
 def _check(given: dict[str, str | None], clear: bool) -> None:
@@ -221,7 +246,8 @@ def bind(
     """Record the agent framework's own id of a session; None or "" forgets it.
 
     With a fence only its owner may. Raises SessionNotFound, SessionConflict when another session
-    of the same host and executor type has the id, StaleClaim, RunNotFound, or InvalidRun.
+    of the same host and executor type has the id, or one that may come to be there as neither or
+    only one of the two has a home, StaleClaim, RunNotFound, or InvalidRun.
     """
     wanted = _check_executor(executor_session_id)
     with store.transaction():

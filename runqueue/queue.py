@@ -367,7 +367,8 @@ class Queue:
 
         None leaves a part as it is, "" demands nothing of it. Once cleared, the next start binds
         the session anew, and its executor session id is forgotten. Raises SessionNotFound,
-        IllegalMove while a run of the session is active, or InvalidRun for what is no home.
+        IllegalMove while a run of the session is active, SessionConflict when another session of
+        the new place has its executor session id, or InvalidRun for what is no home.
         """
         return homes.rehome(
             self.store,
@@ -383,7 +384,8 @@ class Queue:
         """Record the agent framework's own id of a session; None forgets it.
 
         Later runs of the session receive it. Raises SessionNotFound, SessionConflict when it is
-        that of another session, or InvalidRun for what can be no id.
+        that of another session of the same host and executor type, or while either of the two
+        has no home, or InvalidRun for what can be no id.
         """
         homes.bind(self.store, session_id, executor_session_id)
 

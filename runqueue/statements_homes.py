@@ -56,19 +56,24 @@ HAS_FOLLOWED: Final = Statement(
 
 
 def _has_the_id(other: Any) -> Any:
-    """Whether another session of the same place has the executor session id that is given."""
-    same = [
+    """Whether another session of the same place has the executor session id that is given.
+
+    One without a home is of every place: its first start will not ask.
+    """
+    same_host, same_type = (
         fn.COALESCE(getattr(other, name), SQL("''")) == fn.COALESCE(column, SQL("''"))
         for name, column in (
             ("hostname", Session.hostname),
             ("executor_type", Session.executor_type),
         )
-    ]
+    )
+    homeless, is_homeless = (
+        fn.COALESCE(column, SQL("''")) == SQL("''") for column in (other.hostname, Session.hostname)
+    )
     return (
         (other.executor_session_id == hole("executor_session_id"))
         & (other.session_id != hole("session_id"))
-        & same[0]
-        & same[1]
+        & (homeless | is_homeless | (same_host & same_type))
     )
 
 
@@ -82,17 +87,21 @@ def _bind_executor() -> Any:
 
 BIND_EXECUTOR: Final = Statement(_bind_executor)
 """Unless another session of the same place has the id."""
-WHO_HAS_EXECUTOR: Final = Statement(
-    lambda: (
-        Session.select(Session.session_id)
-        .where(
-            Session.executor_session_id == hole("executor_session_id"),
-            Session.session_id != hole("session_id"),
-        )
-        .order_by(Session.session_id)
+
+
+def _who_has_executor() -> Any:
+    other = Session.alias("other")
+    return (
+        Session.select(other.session_id)
+        .join(other, on=_has_the_id(other))
+        .where(Session.session_id == hole("session_id"))
+        .order_by(other.session_id)
         .limit(SQL("1"))
     )
-)
+
+
+WHO_HAS_EXECUTOR: Final = Statement(_who_has_executor)
+"""The session for whose sake another one cannot have the id where it lives."""
 EXECUTOR_OF: Final = Statement(
     lambda: Session.select(Session.executor_session_id).where(
         Session.session_id == hole("session_id")

@@ -475,3 +475,62 @@ def test_a_run_that_follows_a_home_says_so_in_its_history(queue: Queue, home: Ru
     assert queue.timeline(run.run_id)[-1].detail == "follows its session, whose home was changed"
     assert queue.timeline(first.run_id) == before
     assert demands_of(queue, first) is None
+
+
+# --- the same id at one place, by other ways than binding it
+
+
+def test_a_session_does_not_move_to_where_another_has_its_id(
+    queue: Queue, away: Runner, session_id: str
+) -> None:
+    """Two sessions of one place never have one id, whichever came last; nothing is moved."""
+    queue.bind_session(session_id, "1")
+    other = queue.enqueue("x").session_id
+    start(away).bind_session("1")
+    run = queue.enqueue("y", session_id=session_id)
+    before = queue.session(session_id).as_dict()
+    with pytest.raises(SessionConflict, match=rf"{session_id}.*{other}"):
+        queue.rehome(session_id, **AWAY)
+    assert queue.session(session_id).as_dict() == before
+    assert demands_of(queue, run) == HOME
+    queue.rehome(session_id, hostname="third")
+    with pytest.raises(SessionConflict):
+        queue.rehome(session_id, hostname="other", executor_type="sdk")
+    queue.rehome(session_id, hostname="other")
+    queue.rehome(session_id, clear=True)
+
+
+def test_the_id_of_a_session_without_a_home_is_of_every_place(
+    queue: Queue, home: Runner, session_id: str
+) -> None:
+    """Its first start binds it to whatever place comes first, and is not to be refused there."""
+    queue.bind_session(session_id, "1")
+    other = queue.enqueue("x").session_id
+    with pytest.raises(SessionConflict, match=rf"{other}.*{session_id}"):
+        queue.bind_session(other, "1")
+    queue.bind_session(other, "2")
+    with pytest.raises(SessionConflict, match=rf"{session_id}.*{other}"):
+        queue.bind_session(session_id, "2")
+    start(home)
+    assert queue.session(other).executor_session_id == "2"
+    queue.rehome(session_id, hostname="third")
+    queue.bind_session(session_id, "2")
+
+
+def test_of_two_sessions_that_move_to_one_place_at_once_one_arrives(queue: Queue) -> None:
+    """With one id they come from two hosts; neither sees what the other has not committed yet."""
+    sessions = [queue.enqueue("x").session_id for _ in range(2)]
+
+    def move(session_id: str) -> bool:
+        try:
+            queue.rehome(session_id, hostname="box")
+        except SessionConflict:
+            return False
+        return True
+
+    for number in range(20):
+        for session_id in sessions:
+            queue.rehome(session_id, hostname=f"host-{session_id}")
+            queue.bind_session(session_id, f"conversation-{number}")
+        calls = [lambda one=one: move(one) for one in sessions]
+        assert sorted(together(queue, calls)) == [False, True]

@@ -24,7 +24,7 @@ PLANS = {
     "FOLLOW_HOME": [RUN],
     "HAS_FOLLOWED": ["idx_run_events_run_id (run_id=?)"],
     "BIND_EXECUTOR": [SESSION, "idx_sessions_executor (executor_session_id=?)"],
-    "WHO_HAS_EXECUTOR": ["idx_sessions_executor (executor_session_id=?)"],
+    "WHO_HAS_EXECUTOR": [SESSION, "idx_sessions_executor (executor_session_id=?)"],
     "EXECUTOR_OF": [SESSION],
     "TELL_OUTPUT": [RUN],
     "OUTPUT_OF": ["sqlite_autoindex_run_output_1 (run_id=?)"],
