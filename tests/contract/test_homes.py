@@ -534,3 +534,46 @@ def test_of_two_sessions_that_move_to_one_place_at_once_one_arrives(queue: Queue
             queue.bind_session(session_id, f"conversation-{number}")
         calls = [lambda one=one: move(one) for one in sessions]
         assert sorted(together(queue, calls)) == [False, True]
+
+
+# --- the same run again
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "waiting"])
+@pytest.mark.parametrize("after", [AWAY, None], ids=["moved", "cleared"])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"demands": {"tags": ["gpu"]}},
+        {"demands": {"hostname": "box"}, "project_dir": "/srv/app"},
+    ],
+    ids=["nothing", "a tag", "the old home"],
+)
+def test_the_same_run_is_the_same_after_its_session_has_moved(
+    queue: Queue,
+    session_id: str,
+    own: dict[str, Any],
+    after: dict[str, str] | None,
+    ended: bool,
+) -> None:
+    """Where it executes is no more what its caller said; all else has to be."""
+    content = {"prompt": "y", "session_id": session_id, "run_id": "run_0123456789ab", **own}
+    run = queue.enqueue(**content)
+    if ended:
+        queue.cancel(run.run_id)
+    queue.rehome(session_id, **after) if after else queue.rehome(session_id, clear=True)
+    assert queue.enqueue(**content).run_id == run.run_id
+    for change in ({"prompt": "z"}, {"demands": {"tags": ["other"]}}, {"priority": 1}):
+        with pytest.raises(InvalidRun, match="exists already with another"):
+            queue.enqueue(**{**content, **change})
+
+
+def test_another_place_under_one_run_id_is_refused_where_nothing_was_moved(
+    queue: Queue, home: Runner
+) -> None:
+    """Only a move makes up for a difference."""
+    queue.enqueue("x", run_id="run_0123456789ab", demands={"hostname": "box"})
+    start(home).complete()
+    with pytest.raises(InvalidRun, match="demands"):
+        queue.enqueue("x", run_id="run_0123456789ab", demands={"hostname": "other"})
