@@ -16,9 +16,9 @@ from runqueue.errors import (
     SessionNotFound,
     StaleClaim,
 )
-from runqueue.models import Session
+from runqueue.models import Run, Session
 from runqueue.settings import MAX_FIELD
-from runqueue.states import ACTIVE, Wake
+from runqueue.states import ACTIVE, RunType, Wake
 
 MAX_EXECUTOR_ID: Final = 512
 """Limit of an agent framework's own id, in characters."""
@@ -294,3 +294,49 @@ def _check_executor(given: object) -> str | None:
     if given[0] == "-" or not given.isprintable():
         raise InvalidRun(f"{what} must be text that can be printed, and not begin with -")
     return given
+
+
+def keep(store: Store, runs: list[Run], place: demands.Capabilities, *, now: str) -> list[Run]:
+    """Return those of claimed runs that a runner of this place may execute; send the others home.
+
+    A run that another program inserted into a session that has a home demands nothing of it, and
+    anybody claims it. It is put back then, with the demands that the queue would have given it.
+    """
+    unaware = {run.session_id for run in runs if _is_unaware(run)}
+    if not unaware:
+        return runs
+    listed = store.engine.as_list(sorted(unaware))
+    columns = homes.HOME_COLUMNS
+    known = [Session.from_row(row, columns) for row in store.run(homes.HOMES, session_ids=listed)]
+    elsewhere = {one.session_id: one.home() for one in known if demands.unmet(one.home(), place)}
+    return [
+        run
+        for run in runs
+        if not (_is_unaware(run) and run.session_id in elsewhere)
+        or not _send_home(store, run, elsewhere[run.session_id], now)
+    ]
+
+
+def _is_unaware(run: Run) -> bool:
+    """Whether a run resumes a session, and demands no host: each home has one."""
+    if run.type != RunType.RESUME_SESSION.value or '"hostname":"' in (run.demands or ""):
+        return False
+    return not demands.parse(run.demands).get("hostname")
+
+
+@again
+def _send_home(store: Store, run: Run, home: dict[str, str], now: str) -> bool:
+    """Put back a claimed run with its session's home; False when it has to stay as it is."""
+    wanted = demands.canonical(demands.both(home, demands.parse(run.demands)))
+    if len(wanted.encode()) > demands.MAX_MERGED:  # such texts come by hand only
+        return False
+    fence = moves.Fence(run.run_id, str(run.runner_id), str(run.claimed_at))
+    try:
+        with store.transaction():
+            moves.make_owned(store, "release", fence, now=now)
+            store.change(statements.SET_DEMANDS, run_id=run.run_id, demands=wanted)
+    except IllegalMove:  # it is to be stopped, which its owner confirms
+        return False
+    except (StaleClaim, RunNotFound):
+        pass
+    return True

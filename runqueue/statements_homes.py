@@ -1,6 +1,7 @@
 """The statements about where sessions live, and about when agents were last heard of.
 
-None of them assigns a status, and no claim executes them; see `statements` for the form.
+None of them assigns a status, and no claim of a run that the queue added executes them; see
+`statements` for the form.
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ ENDED_IN_SESSION: Final = Statement(
 FOLLOW_HOME: Final = Statement(
     lambda: Run.update({Run.demands: hole("demands"), Run.project_dir: hole("project_dir")}).where(
         Run.run_id == hole("run_id"), statements._is_still(Run, (Status.PENDING, *TERMINAL))
+    )
+)
+HOME_COLUMNS: Final = ("session_id", "hostname", "home_dir", "executor_type")
+HOMES: Final = Statement(
+    lambda: Session.select(*(getattr(Session, name) for name in HOME_COLUMNS)).where(
+        statements.is_listed(Session.session_id), Session.hostname.is_null(False)
     )
 )
 FOLLOWED: Final = "follows its session, whose home was changed"

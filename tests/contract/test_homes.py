@@ -18,9 +18,11 @@ from runqueue import (
     SessionConflict,
     SessionNotFound,
     StaleClaim,
+    statements_homes,
 )
 from runqueue.demands import MAX_PLACE
 from runqueue.testing import Crashed, crashing
+from tests.conftest import OtherProgram
 from tests.helpers import (
     LONG,
     MovableClock,
@@ -577,3 +579,79 @@ def test_another_place_under_one_run_id_is_refused_where_nothing_was_moved(
     start(home).complete()
     with pytest.raises(InvalidRun, match="demands"):
         queue.enqueue("x", run_id="run_0123456789ab", demands={"hostname": "other"})
+
+
+# --- runs that other programs insert
+
+
+def insert_resume(
+    program: OtherProgram, run_id: str, session_id: str, demands: str | None = None
+) -> None:
+    program.execute(
+        "INSERT INTO runs (run_id, session_id, type, prompt, demands, status, created_at) "
+        "VALUES (?, ?, 'RESUME_SESSION', 'y', ?, 'pending', '2025-01-01T00:00:00Z')",
+        *(run_id, session_id, demands),
+    )
+
+
+@pytest.mark.parametrize("own", [{}, {"tags": ["gpu"]}], ids=["no demands", "its own"])
+def test_a_resume_that_was_inserted_by_hand_is_executed_at_home(
+    queue: Queue,
+    open_runner: Callable[..., Runner],
+    program: OtherProgram,
+    session_id: str,
+    home: Runner,
+    own: dict[str, Any],
+) -> None:
+    """Whoever comes first from elsewhere has it demand its session's home, and takes other work."""
+    away = open_runner("away", **AWAY, tags=["gpu"])
+    at_home = open_runner("at-home", **HOME, tags=["gpu"])
+    insert_resume(program, "run_by_hand", session_id, json.dumps(own) if own else None)
+    assert away.claim(timeout=0) is None
+    run = queue.get("run_by_hand")
+    assert (run.status, run.runner_id, demands_of(queue, run)) == ("pending", None, {**HOME, **own})
+    other = queue.enqueue("z")
+    assert take(away).run.run_id == other.run_id
+    assert take(at_home).run.run_id == "run_by_hand"
+
+
+def test_of_many_that_were_inserted_by_hand_none_is_executed_elsewhere(
+    queue: Queue, open_runner: Callable[..., Runner], program: OtherProgram, away: Runner
+) -> None:
+    """And they do not keep a runner from the work behind them, with one look."""
+    home = open_runner("home", **HOME)
+    sessions = [queue.enqueue("x").session_id for _ in range(12)]
+    for claim in home.claim_many(12):
+        claim.start()
+        claim.complete()
+    for number, session_id in enumerate(sessions):
+        insert_resume(program, f"run_{number:02d}", session_id)
+    other = queue.enqueue("z")
+    assert [claim.run.run_id for claim in away.claim_many(3)] == [other.run_id]
+    assert len(home.claim_many(20)) == 12
+
+
+def test_a_resume_of_a_session_without_a_home_is_executed_anywhere(
+    queue: Queue, program: OtherProgram, away: Runner
+) -> None:
+    """Its first start gives it one."""
+    first = queue.enqueue("x")
+    queue.cancel(first.run_id)
+    insert_resume(program, "run_by_hand", first.session_id)
+    start(away)
+    assert queue.session(first.session_id).home() == AWAY
+
+
+def test_a_resume_that_demands_its_home_costs_no_look_at_it(
+    queue: Queue, session_id: str, home: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what other programs have inserted is compared with its session."""
+    queue.enqueue("y", session_id=session_id)
+    queue.enqueue("z")
+    executed: list[Any] = []
+    real = queue.store._compile
+    monkeypatch.setattr(queue.store, "_compile", lambda one: (executed.append(one), real(one))[1])
+    take(home)
+    take(home)
+    assert executed
+    assert statements_homes.HOMES not in executed

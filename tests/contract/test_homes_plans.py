@@ -22,6 +22,7 @@ PLANS = {
     "WAITING_IN_SESSION": ["idx_runs_session_pending (session_id=?)"],
     "ENDED_IN_SESSION": ["idx_runs_session_id (session_id=?)"],
     "FOLLOW_HOME": [RUN],
+    "HOMES": [SESSION, "1:"],  # of the listed
     "HAS_FOLLOWED": ["idx_run_events_run_id (run_id=?)"],
     "BIND_EXECUTOR": [SESSION, "idx_sessions_executor (executor_session_id=?)"],
     "WHO_HAS_EXECUTOR": [SESSION, "idx_sessions_executor (executor_session_id=?)"],
