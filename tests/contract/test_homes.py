@@ -440,6 +440,23 @@ def test_another_attempt_takes_the_home_as_it_is_then(
     assert queue.get(following.run_id).project_dir == directory
 
 
+def test_a_retry_and_a_move_at_once_leave_the_attempt_at_one_home(
+    queue: Queue, session_id: str
+) -> None:
+    """Whichever comes first: what is retried may have moved since it was looked at."""
+    run = queue.enqueue("y", session_id=session_id)
+    queue.cancel(run.run_id)
+    for number in range(20):
+        to = {**HOME, "hostname": f"host-{number}"}
+        calls: list[Callable[[], Any]] = [
+            lambda: queue.retry(run.run_id),
+            lambda to=to: queue.rehome(session_id, **to),
+        ]
+        following = together(queue, calls)[0]
+        assert demands_of(queue, following) == to
+        queue.cancel(following.run_id)
+
+
 def test_a_retried_first_run_goes_where_its_session_went(
     queue: Queue, home: Runner, away: Runner
 ) -> None:
