@@ -59,6 +59,8 @@ def rehome(
         if known is not None:
             store.lock(homes.LOCK_EXECUTOR, executor_session_id=known)
         session = _locked(store, session_id)
+        if not clear and session.executor_session_id not in (None, known):  # bound meanwhile
+            store.lock(homes.LOCK_EXECUTOR, executor_session_id=session.executor_session_id)
         for run_id, status, _ in store.run(statements.ACTIVE_OF_SESSION, session_id=session_id):
             raise IllegalMove(
                 f"session {session_id} has a run that is {status}, {run_id}; its home can be "
