@@ -321,7 +321,9 @@ def _same(store: Store, found: Run, request: Request) -> Run:
     asked = [request.demands, matching.both(home, request.demands)]
     if had not in map(matching.canonical, asked):
         different.append("demands")
-    if different and not _has_only_moved(store, found, request, different):
+    if different and _has_only_moved(store, found, request, different):
+        return found
+    if different:
         raise InvalidRun(
             f"run {found.run_id} exists already with another {' and '.join(different)}"
         )
