@@ -185,7 +185,11 @@ def _add_after(
     rows = store.run(statements.LOCK_SESSION, session_id=old.session_id)
     if not rows:
         raise RunNotFound(f"run {old.run_id} does not exist any more")
-    values = _values_after(store, old, Session.from_row(rows[0]), now)
+    # Its session may have moved before it was locked, and what is retried has moved along.
+    again = store.run(statements.GET_RUN, key=old.run_id)
+    if not again:
+        raise RunNotFound(f"run {old.run_id} does not exist any more")
+    values = _values_after(store, Run.from_row(again[0]), Session.from_row(rows[0]), now)
     linked = store.change(link, run_id=old.run_id, next_run_id=values["run_id"])
     if not linked and not by_hand:  # by hand it may be retried as often as somebody likes
         return None
@@ -238,9 +242,12 @@ def _values_after(store: Store, old: Run, session: Session, now: str) -> dict[st
 
 
 def _demands_after(old: Run, session: Session) -> str | None:
+    """What it demands and its session's home: whoever moves that takes it out of ended runs."""
     try:
-        # Its session may have moved meanwhile, and what it demanded of a place was the old home.
-        wanted = {**demands.parse(old.demands), **session.home()}
+        wanted = demands.both(session.home(), demands.parse(old.demands))
     except ValueError:  # malformed by hand: nobody claims it, and `why` says so
         return old.demands
-    return demands.canonical(wanted) if wanted else None
+    text = demands.canonical(wanted)
+    if len(text.encode()) > demands.MAX_MERGED:  # written by hand, too
+        return old.demands
+    return text if wanted else None

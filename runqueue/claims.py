@@ -50,7 +50,7 @@ class Matcher:
     """Which demand texts a runner serves, decided once for each."""
 
     def __init__(self, capabilities: Capabilities) -> None:
-        self._capabilities = capabilities
+        self.capabilities: Final = capabilities
         self._decided: dict[str, bool] = {}
         self._served: Any = None
         self._looked_at: float | None = None
@@ -110,7 +110,7 @@ class Matcher:
 
     def _serves(self, text: str) -> bool:
         try:
-            return not demands.unmet(demands.parse(text), self._capabilities)
+            return not demands.unmet(demands.parse(text), self.capabilities)
         except (TypeError, ValueError):
             return False  # a row that somebody wrote by hand must not end the loop
 
@@ -128,12 +128,28 @@ def claim_many(
 ) -> list[Run]:
     """Take up to `limit` runs in one transaction; an empty list when there is none to serve.
 
-    A runner that was drained or removed takes nothing. `may_claim` is asked once the transaction
+    A runner that was drained or removed takes nothing. What another program inserted, and lives
+    elsewhere, is sent home, and the next is taken. `may_claim` is asked once the transaction
     has begun, which may have had to wait.
     """
     # Looking takes no write lock, so that idle runners do not stand in anybody's way.
     if matcher.is_idle and not matcher.look_in_turn(store, moment):
         return []
+    while taken := _claim_some(store, matcher, claimer, limit, now, moment, may_claim):
+        if kept := homes.keep(store, taken, matcher.capabilities, now=now):
+            return kept
+    return []
+
+
+def _claim_some(
+    store: Store,
+    matcher: Matcher,
+    claimer: Claimer,
+    limit: int,
+    now: str,
+    moment: float,
+    may_claim: Callable[[], bool],
+) -> list[Run]:
     for _ in range(TRIES):
         try:
             with store.one_statement():

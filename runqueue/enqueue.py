@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from runqueue import (
     attempts,
     clock,
+    homes,
     ids,
     limits,
     moves,
@@ -320,11 +321,26 @@ def _same(store: Store, found: Run, request: Request) -> Run:
     asked = [request.demands, matching.both(home, request.demands)]
     if had not in map(matching.canonical, asked):
         different.append("demands")
+    if different and _has_only_moved(store, found, request, different):
+        return found
     if different:
         raise InvalidRun(
             f"run {found.run_id} exists already with another {' and '.join(different)}"
         )
     return found
+
+
+def _has_only_moved(store: Store, found: Run, request: Request, different: list[str]) -> bool:
+    """Whether a run differs from a request only by the place that its session has moved to."""
+    had, asked = (
+        matching.canonical({key: one[key] for key in one if key not in matching.PLACE})
+        for one in (matching.parse(found.demands), request.demands)
+    )
+    return (
+        {"demands", "project_dir"}.issuperset(different)
+        and had == asked
+        and homes.has_followed(store, found.run_id)
+    )
 
 
 def _timeout_at(request: Request, created_at: str) -> str | None:

@@ -37,7 +37,9 @@ _MOVED: Final = (
     # A session that is bound hands its home on to its pending runs.
     "demands",
 )
-_SEEN: Final = ("session_id", "hostname", "project_dir", "executor_type", "executor_session_id")
+_SEEN: Final = (
+    *("session_id", "hostname", "home_dir", "project_dir", "executor_type", "executor_session_id"),
+)
 _BOUND: Final = (
     *("hostname", "executor_type", "home_dir", "project_dir", "last_resumed_at"),
     "executor_session_id",

@@ -363,11 +363,12 @@ class Queue:
         executor_type: str | None = None,
         clear: bool = False,
     ) -> Moved:
-        """Move the place where a session lives, or clear it; the runs that wait follow.
+        """Move the place where a session lives, or clear it; its runs follow, also when retried.
 
         None leaves a part as it is, "" demands nothing of it. Once cleared, the next start binds
         the session anew, and its executor session id is forgotten. Raises SessionNotFound,
-        IllegalMove while a run of the session is active, or InvalidRun for what is no home.
+        IllegalMove while a run of the session is active, SessionConflict when another session of
+        the new place has its executor session id, or InvalidRun for what is no home.
         """
         return homes.rehome(
             self.store,
@@ -376,13 +377,15 @@ class Queue:
             project_dir=project_dir,
             executor_type=executor_type,
             clear=clear,
+            now=self.now(),
         )
 
     def bind_session(self, session_id: str, executor_session_id: str | None) -> None:
         """Record the agent framework's own id of a session; None forgets it.
 
         Later runs of the session receive it. Raises SessionNotFound, SessionConflict when it is
-        that of another session, or InvalidRun for what can be no id.
+        that of another session of the same host and executor type, or while either of the two
+        has no home, or InvalidRun for what can be no id.
         """
         homes.bind(self.store, session_id, executor_session_id)
 

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any, Final
 
-from runqueue import claims, clock, demands, incarnation, moves, silence, statements, sweeper
+from runqueue import claims, clock, demands, homes, incarnation, moves, silence, statements, sweeper
 from runqueue.backoff import BACK_OFF, pauses
 from runqueue.claims import Claim
 from runqueue.database import RAISED, Store
@@ -304,7 +304,8 @@ class Runner:
                 self._lost_at -= lost_at
             if lost:
                 log.warning("runner %s found %d of its claims again", self.runner_id, len(lost))
-            return self._hold(lost[:limit])
+            kept = homes.keep(self._store, lost[:limit], self.capabilities, now=self._now())
+            return self._hold(kept)
         finally:
             self._finding.release()
 

@@ -1,6 +1,7 @@
 """The statements about where sessions live, and about when agents were last heard of.
 
-None of them assigns a status, and no claim executes them; see `statements` for the form.
+None of them assigns a status, and no claim of a run that the queue added executes them; see
+`statements` for the form.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from peewee import SQL, Select, fn
 
 from runqueue import statements
 from runqueue.database import Statement
-from runqueue.models import Output, Run, Session
+from runqueue.models import Event, Output, Run, Session
 from runqueue.statements import hole
-from runqueue.states import ACTIVE, Status
+from runqueue.states import ACTIVE, TERMINAL, Status
 
 
 def _set_home() -> Any:
@@ -33,27 +34,53 @@ WAITING_IN_SESSION: Final = Statement(
         Run.session == hole("session_id"), statements._is_pending(Run, statements._OF_SESSION)
     )
 )
+ENDED_IN_SESSION: Final = Statement(
+    lambda: Run.select(Run.run_id, Run.demands, Run.project_dir).where(
+        Run.session == hole("session_id"),
+        statements.hidden(Run.status).in_(statements._spelled(TERMINAL)),
+    )
+)
 FOLLOW_HOME: Final = Statement(
     lambda: Run.update({Run.demands: hole("demands"), Run.project_dir: hole("project_dir")}).where(
-        Run.run_id == hole("run_id"), statements._is_still(Run, (Status.PENDING,))
+        Run.run_id == hole("run_id"), statements._is_still(Run, (Status.PENDING, *TERMINAL))
+    )
+)
+HOME_COLUMNS: Final = ("session_id", "hostname", "home_dir", "executor_type")
+HOMES: Final = Statement(
+    lambda: Session.select(*(getattr(Session, name) for name in HOME_COLUMNS)).where(
+        statements.is_listed(Session.session_id), Session.hostname.is_null(False)
+    )
+)
+FOLLOWED: Final = "follows its session, whose home was changed"
+"""The event of a run that was rewritten so: it demands another place than was asked for."""
+HAS_FOLLOWED: Final = Statement(
+    lambda: (
+        Event.select(SQL("1"))
+        .where(Event.run == hole("run_id"), statements.hidden(Event.detail) == hole("detail"))
+        .limit(SQL("1"))
     )
 )
 
 
 def _has_the_id(other: Any) -> Any:
-    """Whether another session of the same place has the executor session id that is given."""
-    same = [
+    """Whether another session of the same place has the executor session id that is given.
+
+    One without a home is of every place: its first start will not ask.
+    """
+    same_host, same_type = (
         fn.COALESCE(getattr(other, name), SQL("''")) == fn.COALESCE(column, SQL("''"))
         for name, column in (
             ("hostname", Session.hostname),
             ("executor_type", Session.executor_type),
         )
-    ]
+    )
+    homeless, is_homeless = (
+        fn.COALESCE(column, SQL("''")) == SQL("''") for column in (other.hostname, Session.hostname)
+    )
     return (
         (other.executor_session_id == hole("executor_session_id"))
         & (other.session_id != hole("session_id"))
-        & same[0]
-        & same[1]
+        & (homeless | is_homeless | (same_host & same_type))
     )
 
 
@@ -67,17 +94,21 @@ def _bind_executor() -> Any:
 
 BIND_EXECUTOR: Final = Statement(_bind_executor)
 """Unless another session of the same place has the id."""
-WHO_HAS_EXECUTOR: Final = Statement(
-    lambda: (
-        Session.select(Session.session_id)
-        .where(
-            Session.executor_session_id == hole("executor_session_id"),
-            Session.session_id != hole("session_id"),
-        )
-        .order_by(Session.session_id)
+
+
+def _who_has_executor() -> Any:
+    other = Session.alias("other")
+    return (
+        Session.select(other.session_id)
+        .join(other, on=_has_the_id(other))
+        .where(Session.session_id == hole("session_id"))
+        .order_by(other.session_id)
         .limit(SQL("1"))
     )
-)
+
+
+WHO_HAS_EXECUTOR: Final = Statement(_who_has_executor)
+"""The session for whose sake another one cannot have the id where it lives."""
 EXECUTOR_OF: Final = Statement(
     lambda: Session.select(Session.executor_session_id).where(
         Session.session_id == hole("session_id")

@@ -18,9 +18,11 @@ from runqueue import (
     SessionConflict,
     SessionNotFound,
     StaleClaim,
+    statements_homes,
 )
 from runqueue.demands import MAX_PLACE
 from runqueue.testing import Crashed, crashing
+from tests.conftest import OtherProgram
 from tests.helpers import (
     LONG,
     MovableClock,
@@ -404,3 +406,269 @@ def test_many_waiting_runs_follow_in_few_statements(
     monkeypatch.setattr(queue.store, "_compile", compile_)
     assert queue.rehome(session_id, **AWAY).runs == 300
     assert len(executed) < 10
+
+
+# --- retries
+
+
+@pytest.mark.parametrize("after", [AWAY, None], ids=["moved", "cleared"])
+@pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "when due"])
+def test_another_attempt_takes_the_home_as_it_is_then(
+    queue: Queue,
+    open_runner: Callable[..., Runner],
+    clock: MovableClock,
+    after: dict[str, str] | None,
+    by_hand: bool,
+) -> None:
+    """What came from the old home is replaced, whenever the run ended; the caller's own stays."""
+    home = open_runner("home", **HOME, tags=["gpu"])
+    session_id = queue.enqueue("x", project_dir="/srv/app/web").session_id
+    start(home).complete()
+    terms = {} if by_hand else {"retries": 1, "retry_delay": 5.0}
+    run = queue.enqueue("y", session_id=session_id, demands={"tags": ["gpu"]}, **terms)
+    start(home).fail("busy", retry=True)
+    queue.rehome(session_id, hostname="between", project_dir="/between")
+    queue.rehome(session_id, **after) if after else queue.rehome(session_id, clear=True)
+    clock.advance(6)
+    if by_hand:
+        following = queue.retry(run.run_id)
+    else:
+        queue.sweep()
+        (following,) = queue.attempts(run.run_id)[1:]
+    assert demands_of(queue, following) == {**(after or {}), "tags": ["gpu"]}
+    directory = "/data/app/web" if after else "/between/web"
+    assert queue.get(following.run_id).project_dir == directory
+
+
+def test_a_retry_and_a_move_at_once_leave_the_attempt_at_one_home(
+    queue: Queue, session_id: str
+) -> None:
+    """Whichever comes first: what is retried may have moved since it was looked at."""
+    run = queue.enqueue("y", session_id=session_id)
+    queue.cancel(run.run_id)
+    for number in range(20):
+        to = {**HOME, "hostname": f"host-{number}"}
+        calls: list[Callable[[], Any]] = [
+            lambda: queue.retry(run.run_id),
+            lambda to=to: queue.rehome(session_id, **to),
+        ]
+        following = together(queue, calls)[0]
+        assert demands_of(queue, following) == to
+        queue.cancel(following.run_id)
+
+
+def test_a_retried_first_run_goes_where_its_session_went(
+    queue: Queue, home: Runner, away: Runner
+) -> None:
+    """Also when its caller had named the old host, for that was where the session lived."""
+    run = queue.enqueue("x", demands={"hostname": "box"})
+    start(home).fail("busy")
+    queue.rehome(run.session_id, **AWAY)
+    following = queue.retry(run.run_id)
+    assert demands_of(queue, following) == AWAY
+    assert take(away).run.run_id == following.run_id
+
+
+def test_a_demand_that_contradicts_the_home_is_not_lost_by_a_retry(
+    queue: Queue, session_id: str
+) -> None:
+    """A home adds to what was demanded and overrides nothing, so the run waits for nobody."""
+    run = queue.enqueue("y", session_id=session_id)
+    queue.cancel(run.run_id)
+    execute_sql(
+        *(queue, "UPDATE runs SET demands = ? WHERE run_id = ?"),
+        *('{"hostname":"third"}', run.run_id),
+    )
+    following = queue.retry(run.run_id)
+    assert demands_of(queue, following)["hostname"] == ["box", "third"]
+
+
+def test_a_run_that_follows_a_home_says_so_in_its_history(queue: Queue, home: Runner) -> None:
+    """What it demands is not what it was enqueued with; one that named no place is left alone."""
+    first = queue.enqueue("x")
+    start(home).complete()
+    run = queue.enqueue("y", session_id=first.session_id)
+    queue.cancel(run.run_id)
+    before = queue.timeline(first.run_id)
+    queue.rehome(first.session_id, **AWAY)
+    assert queue.timeline(run.run_id)[-1].detail == "follows its session, whose home was changed"
+    assert queue.timeline(first.run_id) == before
+    assert demands_of(queue, first) is None
+
+
+# --- the same id at one place, by other ways than binding it
+
+
+def test_a_session_does_not_move_to_where_another_has_its_id(
+    queue: Queue, away: Runner, session_id: str
+) -> None:
+    """Two sessions of one place never have one id, whichever came last; nothing is moved."""
+    queue.bind_session(session_id, "1")
+    other = queue.enqueue("x").session_id
+    start(away).bind_session("1")
+    run = queue.enqueue("y", session_id=session_id)
+    before = queue.session(session_id).as_dict()
+    with pytest.raises(SessionConflict, match=rf"{session_id}.*{other}"):
+        queue.rehome(session_id, **AWAY)
+    assert queue.session(session_id).as_dict() == before
+    assert demands_of(queue, run) == HOME
+    queue.rehome(session_id, hostname="third")
+    with pytest.raises(SessionConflict):
+        queue.rehome(session_id, hostname="other", executor_type="sdk")
+    queue.rehome(session_id, hostname="other")
+    queue.rehome(session_id, clear=True)
+
+
+def test_the_id_of_a_session_without_a_home_is_of_every_place(
+    queue: Queue, home: Runner, session_id: str
+) -> None:
+    """Its first start binds it to whatever place comes first, and is not to be refused there."""
+    queue.bind_session(session_id, "1")
+    other = queue.enqueue("x").session_id
+    with pytest.raises(SessionConflict, match=rf"{other}.*{session_id}"):
+        queue.bind_session(other, "1")
+    queue.bind_session(other, "2")
+    with pytest.raises(SessionConflict, match=rf"{session_id}.*{other}"):
+        queue.bind_session(session_id, "2")
+    start(home)
+    assert queue.session(other).executor_session_id == "2"
+    queue.rehome(session_id, hostname="third")
+    queue.bind_session(session_id, "2")
+
+
+def test_of_two_sessions_that_move_to_one_place_at_once_one_arrives(queue: Queue) -> None:
+    """With one id they come from two hosts; neither sees what the other has not committed yet."""
+    sessions = [queue.enqueue("x").session_id for _ in range(2)]
+
+    def move(session_id: str) -> bool:
+        try:
+            queue.rehome(session_id, hostname="box")
+        except SessionConflict:
+            return False
+        return True
+
+    for number in range(20):
+        for session_id in sessions:
+            queue.rehome(session_id, hostname=f"host-{session_id}")
+            queue.bind_session(session_id, f"conversation-{number}")
+        calls = [lambda one=one: move(one) for one in sessions]
+        assert sorted(together(queue, calls)) == [False, True]
+
+
+# --- the same run again
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "waiting"])
+@pytest.mark.parametrize("after", [AWAY, None], ids=["moved", "cleared"])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"demands": {"tags": ["gpu"]}},
+        {"demands": {"hostname": "box"}, "project_dir": "/srv/app"},
+    ],
+    ids=["nothing", "a tag", "the old home"],
+)
+def test_the_same_run_is_the_same_after_its_session_has_moved(
+    queue: Queue,
+    session_id: str,
+    own: dict[str, Any],
+    after: dict[str, str] | None,
+    ended: bool,
+) -> None:
+    """Where it executes is no more what its caller said; all else has to be."""
+    content = {"prompt": "y", "session_id": session_id, "run_id": "run_0123456789ab", **own}
+    run = queue.enqueue(**content)
+    if ended:
+        queue.cancel(run.run_id)
+    queue.rehome(session_id, **after) if after else queue.rehome(session_id, clear=True)
+    assert queue.enqueue(**content).run_id == run.run_id
+    for change in ({"prompt": "z"}, {"demands": {"tags": ["other"]}}, {"priority": 1}):
+        with pytest.raises(InvalidRun, match="exists already with another"):
+            queue.enqueue(**{**content, **change})
+
+
+def test_another_place_under_one_run_id_is_refused_where_nothing_was_moved(
+    queue: Queue, home: Runner
+) -> None:
+    """Only a move makes up for a difference."""
+    queue.enqueue("x", run_id="run_0123456789ab", demands={"hostname": "box"})
+    start(home).complete()
+    with pytest.raises(InvalidRun, match="demands"):
+        queue.enqueue("x", run_id="run_0123456789ab", demands={"hostname": "other"})
+
+
+# --- runs that other programs insert
+
+
+def insert_resume(
+    program: OtherProgram, run_id: str, session_id: str, demands: str | None = None
+) -> None:
+    program.execute(
+        "INSERT INTO runs (run_id, session_id, type, prompt, demands, status, created_at) "
+        "VALUES (?, ?, 'RESUME_SESSION', 'y', ?, 'pending', '2025-01-01T00:00:00Z')",
+        *(run_id, session_id, demands),
+    )
+
+
+@pytest.mark.parametrize("own", [{}, {"tags": ["gpu"]}], ids=["no demands", "its own"])
+def test_a_resume_that_was_inserted_by_hand_is_executed_at_home(
+    queue: Queue,
+    open_runner: Callable[..., Runner],
+    program: OtherProgram,
+    session_id: str,
+    home: Runner,
+    own: dict[str, Any],
+) -> None:
+    """Whoever comes first from elsewhere has it demand its session's home, and takes other work."""
+    away = open_runner("away", **AWAY, tags=["gpu"])
+    at_home = open_runner("at-home", **HOME, tags=["gpu"])
+    insert_resume(program, "run_by_hand", session_id, json.dumps(own) if own else None)
+    assert away.claim(timeout=0) is None
+    run = queue.get("run_by_hand")
+    assert (run.status, run.runner_id, demands_of(queue, run)) == ("pending", None, {**HOME, **own})
+    other = queue.enqueue("z")
+    assert take(away).run.run_id == other.run_id
+    assert take(at_home).run.run_id == "run_by_hand"
+
+
+def test_of_many_that_were_inserted_by_hand_none_is_executed_elsewhere(
+    queue: Queue, open_runner: Callable[..., Runner], program: OtherProgram, away: Runner
+) -> None:
+    """And they do not keep a runner from the work behind them, with one look."""
+    home = open_runner("home", **HOME)
+    sessions = [queue.enqueue("x").session_id for _ in range(12)]
+    for claim in home.claim_many(12):
+        claim.start()
+        claim.complete()
+    for number, session_id in enumerate(sessions):
+        insert_resume(program, f"run_{number:02d}", session_id)
+    other = queue.enqueue("z")
+    assert [claim.run.run_id for claim in away.claim_many(3)] == [other.run_id]
+    assert len(home.claim_many(20)) == 12
+
+
+def test_a_resume_of_a_session_without_a_home_is_executed_anywhere(
+    queue: Queue, program: OtherProgram, away: Runner
+) -> None:
+    """Its first start gives it one."""
+    first = queue.enqueue("x")
+    queue.cancel(first.run_id)
+    insert_resume(program, "run_by_hand", first.session_id)
+    start(away)
+    assert queue.session(first.session_id).home() == AWAY
+
+
+def test_a_resume_that_demands_its_home_costs_no_look_at_it(
+    queue: Queue, session_id: str, home: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what other programs have inserted is compared with its session."""
+    queue.enqueue("y", session_id=session_id)
+    queue.enqueue("z")
+    executed: list[Any] = []
+    real = queue.store._compile
+    monkeypatch.setattr(queue.store, "_compile", lambda one: (executed.append(one), real(one))[1])
+    take(home)
+    take(home)
+    assert executed
+    assert statements_homes.HOMES not in executed

@@ -20,9 +20,12 @@ RUN = "sqlite_autoindex_runs_1 (run_id=?)"
 PLANS = {
     "SET_HOME": [SESSION],
     "WAITING_IN_SESSION": ["idx_runs_session_pending (session_id=?)"],
+    "ENDED_IN_SESSION": ["idx_runs_session_id (session_id=?)"],
     "FOLLOW_HOME": [RUN],
+    "HOMES": [SESSION, "1:"],  # of the listed
+    "HAS_FOLLOWED": ["idx_run_events_run_id (run_id=?)"],
     "BIND_EXECUTOR": [SESSION, "idx_sessions_executor (executor_session_id=?)"],
-    "WHO_HAS_EXECUTOR": ["idx_sessions_executor (executor_session_id=?)"],
+    "WHO_HAS_EXECUTOR": [SESSION, "idx_sessions_executor (executor_session_id=?)"],
     "EXECUTOR_OF": [SESSION],
     "TELL_OUTPUT": [RUN],
     "OUTPUT_OF": ["sqlite_autoindex_run_output_1 (run_id=?)"],

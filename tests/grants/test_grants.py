@@ -24,6 +24,7 @@ from tests import postgres
 from tests.helpers import (
     MovableClock,
     events_of,
+    execute_sql,
     ids,
     in_background,
     start,
@@ -312,6 +313,28 @@ def test_a_sessions_home_is_handed_on_to_its_pending_runs(
         start(runner).complete()
         assert '"hostname":"here"' in str(operator.get(second.run_id).demands)
         assert start(runner).run.run_id == second.run_id
+
+
+def test_a_run_inserted_by_hand_is_sent_to_its_sessions_home(
+    place: Place, operator: Queue, connect: Callable[[str], Queue], team: str
+) -> None:
+    """By a role that may release what it has claimed; and an operator moves it, with a note."""
+    first = operator.enqueue("first")
+    queue = connect(team)
+    with queue.runner("home", hostname="here", project_dir="/here") as home:
+        start(home).complete()
+    execute_sql(
+        operator,
+        "INSERT INTO runs (run_id, session_id, type, prompt, status, created_at) VALUES "
+        "('run_by_hand', ?, 'RESUME_SESSION', 'x', 'pending', '2025-01-01T00:00:00Z')",
+        first.session_id,
+    )
+    with queue.runner("away", hostname="there", project_dir="/there") as away:
+        assert away.claim(timeout=0) is None
+        wanted = '{"hostname":"here","project_dir":"/here"}'
+        assert operator.get("run_by_hand").demands == wanted
+        assert operator.rehome(first.session_id, hostname="there", project_dir="").runs == 1
+        assert take(away).run.run_id == "run_by_hand"
 
 
 def test_a_runner_binds_the_sessions_that_it_works_in_and_no_others(
