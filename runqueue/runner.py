@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from runqueue import claims, clock, demands, homes, incarnation, moves, silence, statements, sweeper
 from runqueue.backoff import BACK_OFF, pauses
@@ -48,6 +48,14 @@ MOMENT: Final = 0.05
 """Seconds of a lease that are as good as none."""
 STOP_GAP: Final = 0.005
 """Seconds between two looks for stops: a busy database changes thousands of times a second."""
+
+
+class Failure(NamedTuple):
+    """That the database is away, as the heartbeat has noticed it."""
+
+    since: float
+    """time.monotonic() of the first heartbeat that failed."""
+    error: StorageError
 
 
 class Runner:
@@ -89,6 +97,8 @@ class Runner:
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._answered_at = 0.0
+        self.failure: Failure | None = None
+        """What keeps the heartbeat from the database, None while it succeeds."""
         self._pid = 0
         self.is_open = False
 
@@ -383,7 +393,7 @@ class Runner:
                         return
                     if failing:
                         log.warning("runner %s: the heartbeat is back", self.runner_id)
-                    failing = False
+                    failing, self.failure = False, None
                 except ConfigurationError as error:
                     # It was moved, or is not ours any more: that will not pass by itself.
                     log.error("runner %s ends: %s", self.runner_id, error)
@@ -397,6 +407,8 @@ class Runner:
                         log.warning(
                             "runner %s: no heartbeat: %s", self.runner_id, error, exc_info=not known
                         )
+                        if isinstance(error, StorageError):
+                            self.failure = Failure(time.monotonic(), error)
                     failing = True
                     if isinstance(error, StorageBusy) and not self._store.engine.locks_rows:
                         # Whoever holds the one write lock keeps out also those who could take

@@ -30,7 +30,11 @@ HANG: Final = 5.0
 
 
 class Slots:
-    """Executes `command` for each run that the runner claims, at most `slots` at once."""
+    """Executes `command` for each run that the runner claims, at most `slots` at once.
+
+    With `patience` it also ends when no heartbeat has succeeded for so many seconds after the
+    first that failed, and nothing is at work.
+    """
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Slots:
         drain: float,
         max_runtime: float | None = None,
         retry_exits: Collection[int] = (),
+        patience: float | None = None,
     ) -> None:
         self._store = store
         self._runner = runner
@@ -53,6 +58,8 @@ class Slots:
         self._drain = drain
         self._max_runtime = max_runtime
         self._retry_exits = frozenset(retry_exits)
+        self._patience = patience
+        self._waits_on = False
         self._lock = threading.Lock()
         self._executions: set[Execution] = set()
         self._threads: set[threading.Thread] = set()
@@ -105,6 +112,7 @@ class Slots:
         """Claim and execute until the runner drains and its last run has been reported.
 
         Whatever ends it early: the runner beats on until its runs have been ended and reported.
+        Raises what the heartbeat failed with when the patience for it is over.
         """
         try:
             self._claim_on()
@@ -118,6 +126,7 @@ class Slots:
     def _claim_on(self) -> None:
         waits = pauses()
         while not self._runner.is_draining:
+            self._check_patience()
             if not self._free.acquire(timeout=0.5):
                 continue
             try:
@@ -133,6 +142,27 @@ class Slots:
                 self._free.release()
             else:
                 self._begin(claim)
+
+    def _check_patience(self) -> None:
+        """Raise what keeps the heartbeat from the database when the patience for it is over.
+
+        Not while runs are at work: those are ended by nothing but their lease, and what has ended
+        is still to be reported.
+        """
+        failure = self._runner.failure
+        if self._patience is None or failure is None:
+            self._waits_on = False
+            return
+        if time.monotonic() - failure.since < self._patience:
+            return
+        with self._lock:
+            at_work = len(self._threads)
+        if not at_work:
+            raise failure.error
+        if not self._waits_on:
+            self._waits_on = True
+            name = self._runner.runner_id
+            log.warning("runner %s waits on for its database; runs at work: %d", name, at_work)
 
     def _begin(self, claim: Claim) -> None:
         thread = threading.Thread(

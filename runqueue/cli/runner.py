@@ -32,7 +32,7 @@ from runqueue.cli.base import (
     version_option,
 )
 from runqueue.cli.logs import configure, log_options
-from runqueue.errors import ConfigurationError, StorageLost
+from runqueue.errors import ConfigurationError, StorageError, StorageLost
 
 if TYPE_CHECKING:
     from runqueue.reread import Files
@@ -46,6 +46,8 @@ LONGEST_START: Final = 3600.0
 """Seconds that a service manager is asked to wait at most for a migration."""
 COMMAND: Final = "RUNQUEUE_COMMAND"
 """Where a service's settings say what is executed for each run."""
+REGISTERING: Final = 60.0
+"""Seconds that it is asked to wait at most for the registration, after what patience allows."""
 SAY: Final = 5.0
 """Seconds between two words to a service manager."""
 
@@ -108,6 +110,12 @@ SAY: Final = 5.0
     metavar="CODE",
     help="An exit status of COMMAND after which a run may be retried; may be repeated.",
 )
+@click.option(
+    "--patience",
+    type=Duration(),
+    help="End with 75 when the database has been away for so long and no run is at work.  "
+    "[default: at the start at once, then never]",
+)
 @log_options
 @version_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -124,6 +132,7 @@ def runner(
     max_runtime: float | None,
     lease: float,
     retry_exits: tuple[int, ...],
+    patience: float | None,
     log_level: str,
     log_format: str,
     command: tuple[str, ...],
@@ -137,6 +146,7 @@ def runner(
     the run, with the end of standard error as the reason. A run that was enqueued with retries
     is executed again after one of the --retry-exit.
     """
+    from runqueue.backoff import patiently
     from runqueue.reread import Files
     from runqueue.slots import Slots
     from runqueue.systemd.notify import Manager
@@ -147,10 +157,15 @@ def runner(
         raise ConfigurationError(f"the project directory {project_dir} does not exist")
     configure(log_level, log_format, "runqueue-runner")
     manager, files = Manager(), Files()
+    config = settings.Settings(lease=lease, stop_grace=stop_grace)
     with manager.patient(LONGEST_START):
-        queue = open_queue(
-            create=True, settings=settings.Settings(lease=lease, stop_grace=stop_grace)
+        queue = patiently(
+            lambda: open_queue(create=True, settings=config),
+            patience or 0.0,
+            threading.Event(),
+            _tell_waiting,
         )
+    assert queue is not None  # nothing is at work yet: a signal ends the process, not the wait
     registered = queue.runner(
         runner_id,
         hostname=hostname,
@@ -167,15 +182,20 @@ def runner(
         drain=drain,
         max_runtime=max_runtime,
         retry_exits=retry_exits,
+        patience=patience,
     )
     shown = f"{queue.store.url}; slots: {slots}, tags: {' '.join(tags) or 'none'}"
-    if _serve(work, registered, manager, shown):
+    if _serve(work, registered, manager, shown, patience or 0.0):
         queue.close()
         _begin_anew(files)
 
 
-def _serve(work: Slots, registered: Runner, manager: Manager, shown: str) -> bool:
-    """Serve until a signal ends it; return whether it is to begin anew then."""
+def _serve(work: Slots, registered: Runner, manager: Manager, shown: str, patience: float) -> bool:
+    """Serve until a signal ends it; return whether it is to begin anew then.
+
+    Raises what registering raises when the patience for it is over, and what claiming does.
+    """
+    from runqueue.backoff import patiently
     from runqueue.signals import ENDING, on_signals
 
     told_to_end, reloads = threading.Event(), threading.Event()
@@ -199,13 +219,26 @@ def _serve(work: Slots, registered: Runner, manager: Manager, shown: str) -> boo
     if manager.is_there:
         acts[signal.SIGHUP] = reload
     # Before it is registered: whoever sees it there may send a signal at once.
-    with on_signals(acts), registered:
-        log.info("runner %s of version %s serves %s", registered.runner_id, __version__, shown)
-        manager.ready(work.status())
-        threading.Thread(target=_say, args=(work, manager), daemon=True).start()
-        work.serve()
+    with on_signals(acts):
+        with manager.patient(patience + REGISTERING):
+            patiently(registered.open, patience, told_to_end, _tell_waiting)
+        if not registered.is_open:  # it was told to end while it waited
+            return False
+        with registered:
+            _work(work, registered, manager, shown)
     log.info("runner %s ended", registered.runner_id)
     return reloads.is_set() and not told_to_end.is_set()
+
+
+def _work(work: Slots, registered: Runner, manager: Manager, shown: str) -> None:
+    log.info("runner %s of version %s serves %s", registered.runner_id, __version__, shown)
+    manager.ready(work.status())
+    threading.Thread(target=_say, args=(work, manager), daemon=True).start()
+    work.serve()
+
+
+def _tell_waiting(error: StorageError) -> None:
+    log.warning("the runner waits for its database: %s", error)
 
 
 def _begin_anew(files: Files) -> NoReturn:

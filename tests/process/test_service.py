@@ -100,6 +100,73 @@ def test_a_daemon_without_patience_left_ends_with_75(
     assert "Traceback" not in process.log
 
 
+def test_a_runner_waits_for_its_database_with_its_patience(
+    queue: Queue,
+    start: Callable[..., Any],
+    other: Other,
+    until: Callable[..., None],
+    has_status: Callable[..., Any],
+) -> None:
+    """It is registered as soon as it can be, and works."""
+    other.keep_writers_out()
+    process = start("runqueue-runner", "--patience", str(LONG), "--", "sh")
+    until(lambda: "the runner waits for its database" in process.log)
+    other.let_writers_in()
+    assert has_status(queue.enqueue("echo on").run_id, "completed").result == "on\n"
+    assert process.end_within(signal.SIGTERM, LONG) == 0
+
+
+def test_a_runner_that_waits_for_its_database_ends_when_it_is_told_to(
+    queue: Queue, start: Callable[..., Any], other: Other, until: Callable[..., None]
+) -> None:
+    """It is registered nowhere, so there is nothing to be sorry for."""
+    other.keep_writers_out()
+    process = start("runqueue-runner", "--patience", str(LONG), "--", "sh")
+    until(lambda: "the runner waits for its database" in process.log)
+    try:
+        assert process.end_within(signal.SIGTERM, LONG) == 0
+    finally:
+        other.let_writers_in()
+    assert other.execute("SELECT runner_id FROM runners").fetchall() == []
+
+
+def test_a_runner_without_patience_left_ends_with_75(
+    queue: Queue, start: Callable[..., Any], manager: Manager, place: Path
+) -> None:
+    """While nothing is at work; one sentence says why."""
+    argv = ("runqueue-runner", "--patience", "0.2", "--lease", "1", "--", "sh")
+    process = start(*argv, env=manager.env)
+    manager.hears("READY=1")
+    queue.close()
+    place.rename(place.with_name("away"))
+    assert process.wait() == 75
+    assert process.log.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in process.log
+
+
+def test_a_runner_without_patience_left_does_not_give_up_what_is_at_work(
+    queue: Queue,
+    start_runner: Callable[..., Any],
+    has_status: Callable[..., Any],
+    until: Callable[..., None],
+    place: Path,
+    tmp_path: Path,
+) -> None:
+    """An agent that outlasts the outage has its run reported by the runner that started it."""
+    process = start_runner("alpha", "--patience", "0", "--lease", "12")
+    gate = tmp_path / "gate"
+    run_id = queue.enqueue(f"while ! test -e '{gate}'; do sleep 0.05; done; echo done").run_id
+    has_status(run_id, "running")
+    queue.close()
+    away = place.with_name("away")
+    place.rename(away)
+    until(lambda: process.log.count("waits on for its database; runs at work: 1"))
+    away.rename(place)
+    gate.touch()
+    assert has_status(run_id, "completed").result == "done\n"
+    assert process.end_within(signal.SIGTERM, LONG) == 0
+
+
 def test_a_hang_up_has_a_daemon_go_by_its_settings_as_they_are(
     queue: Queue, start: Callable[..., Any], manager: Manager, tmp_path: Path, other: Other
 ) -> None:
