@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from tests.systemd.box import DAEMON, Box
 from tests.systemd.machine import Machine, why_not
 
+REQUIRED: Final = "TEST_SYSTEMD_REQUIRED"
+"""Set where it is a failure that there can be no systemd, as in the gate."""
+
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     """The one machine of all tests."""
     if reason := why_not():
+        if REQUIRED in os.environ:
+            pytest.fail(f"the tests under systemd are required here, but {reason}")
         pytest.skip(reason)
     box = Box(tmp_path_factory.mktemp("systemd"))
     yield box
