@@ -118,19 +118,19 @@ def test_a_batch_is_finished_as_one_by_one(
 
 
 def test_a_batch_of_resumed_sessions_keeps_their_homes(
-    queue: Queue, runner: Runner, clock: MovableClock, way: str
+    queue: Queue, open_runner: Callable[..., Runner], clock: MovableClock, way: str
 ) -> None:
     """They were bound before: only the time of the last resumption changes."""
+    runner = open_runner(executor_type="own")
     finished(queue, runner)
-    execute_sql(queue, "UPDATE sessions SET executor_type = 'own'")
-    execute_sql(queue, "UPDATE runs SET demands = NULL WHERE status = 'pending'")
+    execute_sql(queue, "UPDATE sessions SET executor_type = NULL")
     clock.advance(10)
     claims = runner.claim_many(ALL)
     assert len(claims) == 3
     assert runner.finish_many([(claim, None) for claim in claims]) == []
     for claim in claims:
         session = queue.session(claim.run.session_id)
-        assert (session.executor_type, session.last_resumed_at) == ("own", clock.text())
+        assert (session.executor_type, session.last_resumed_at) == (None, clock.text())
 
 
 def test_one_that_was_lost_leaves_the_others_done(queue: Queue, runner: Runner, way: str) -> None:
