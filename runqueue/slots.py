@@ -225,6 +225,8 @@ class Slots:
             if self._ended_at is not None:  # and the agent would be ended as soon as it began
                 claim.insist(claim.release, self._has_time_to_report)
                 return
+            # Before the start: once that is known, nothing that the database does keeps the agent.
+            environment = self._environment(claim)
             claim.insist(claim.start, self._has_time_to_report)
         except IllegalMove:  # a stop came first: there is nothing to end yet
             claim.insist(claim.confirm_stop, self._has_time_to_report)
@@ -235,7 +237,7 @@ class Slots:
         execution = Execution(
             self._command,
             prompt=run.prompt,
-            env=self._environment(claim),
+            env=environment,
             cwd=run.project_dir or self._runner.capabilities.project_dir,
             stop_grace=self._stop_grace,
             on_output=claim.note_output,

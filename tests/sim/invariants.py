@@ -173,7 +173,8 @@ def replaced(before: dict[str, RunnerRow], writer: Process | None, world: World)
             continue
         process = world.process_of(old.incarnation)
         is_gone = process is None or process.is_dead or process is writer
-        if not is_gone and old.incarnation not in world.doomed and old.lease_until > now:
+        is_meant = writer is not None and writer.removes == runner_id
+        if not is_gone and not is_meant and old.lease_until > now:
             yield f"runner {runner_id} was replaced though it lives until {old.lease_until}"
 
 

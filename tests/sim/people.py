@@ -104,8 +104,7 @@ def delete(process: Process) -> Steps:
 
 def look_after(process: Process) -> Steps:
     """What operators do: sweep by hand, drain a runner, remove one even though it lives."""
-    world, rng = process.world, process.world.rng
-    queue, store = process.queue, process.queue.store
+    rng, queue, store = process.world.rng, process.queue, process.queue.store
     runner_id = rng.choice(list(FLEET))
     is_forced = rng.random() < 0.3
 
@@ -113,8 +112,7 @@ def look_after(process: Process) -> Steps:
         retention.drain_runner(store, runner_id)
 
     def remove() -> None:
-        if is_forced and (row := world.observer.runners.get(runner_id)):
-            world.doomed.add(row.incarnation)
+        process.removes = runner_id if is_forced else None
         retention.remove_runner(store, runner_id, now=queue.now(), force=is_forced)
 
     verb = rng.choice((queue.sweep, drain, remove))

@@ -75,6 +75,8 @@ class Process:
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
         self.runner: Any = None
+        self.removes: str | None = None
+        """The runner that is removed by it whether it lives or not, whichever process that is."""
         self.is_dead = False
         self.suspended_until = 0.0
         self.tasks: list[Task] = []
