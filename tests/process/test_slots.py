@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from runqueue import ConfigurationError, Queue, Status
+from runqueue import Claim, ConfigurationError, Queue, Status, homes
 from runqueue.slots import Slots
 
 
@@ -35,3 +35,37 @@ def test_an_error_in_the_claim_loop_ends_the_runs_before_the_runner(
         assert ended.status == Status.FAILED
         assert "shut down" in ended.error
     assert set(psutil.Process().children()) <= before
+
+
+def test_between_the_start_of_a_run_and_its_agent_nothing_is_asked(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that goes away then would keep an agent from beginning that is said to work."""
+    run = queue.enqueue("x")
+    started, asked = [], []
+    start, ask = Claim.start, homes.executor_session_id
+
+    def started_by(claim: Claim) -> None:
+        start(claim)
+        started.append(claim)
+
+    def asked_of(*args: Any) -> str | None:
+        assert not started
+        asked.append(args)
+        return ask(*args)
+
+    monkeypatch.setattr(Claim, "start", started_by)
+    monkeypatch.setattr(homes, "executor_session_id", asked_of)
+    with queue.runner() as runner:
+        slots = Slots(queue.store, runner, ["true"], slots=1, stop_grace=1, drain=60)
+        claim_once = runner.claim
+
+        def claim_last(timeout: float) -> Claim | None:
+            claim = claim_once(timeout)
+            runner.drain()
+            return claim
+
+        monkeypatch.setattr(runner, "claim", claim_last)
+        slots.serve()
+    assert len(started) == len(asked) == 1
+    assert queue.get(run.run_id).status == Status.COMPLETED
