@@ -223,13 +223,13 @@ class Slots:
     def _execute(self, claim: Claim) -> None:
         try:
             if self._ended_at is not None:  # and the agent would be ended as soon as it began
-                claim.insist(claim.release, self._has_time_to_report)
+                self._insist(claim, claim.release)
                 return
             # Before the start: once that is known, nothing that the database does keeps the agent.
             environment = self._environment(claim)
-            claim.insist(claim.start, self._has_time_to_report)
+            self._insist(claim, claim.start)
         except IllegalMove:  # a stop came first: there is nothing to end yet
-            claim.insist(claim.confirm_stop, self._has_time_to_report)
+            self._insist(claim, claim.confirm_stop)
             return
         run = claim.run
         log.info("run %s of session %s started", run.run_id, run.session_id)

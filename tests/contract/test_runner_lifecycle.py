@@ -272,9 +272,8 @@ def test_a_runner_that_was_removed_or_replaced_ends(
     start(runner).on_stop(told.set)
     execute_sql(quick, sql)
     assert told.wait(LONG)
-    wait_until(
-        lambda: runner.is_draining
-    )  # a beat that came too late has told the agents before it
+    # A beat that came too late has told the agents before it drains.
+    wait_until(lambda: runner.is_draining)
     runner.close()
     assert count(quick, "runners") == (0 if sql.startswith("DELETE") else 1)
 

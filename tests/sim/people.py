@@ -113,7 +113,10 @@ def look_after(process: Process) -> Steps:
 
     def remove() -> None:
         process.removes = runner_id if is_forced else None
-        retention.remove_runner(store, runner_id, now=queue.now(), force=is_forced)
+        try:
+            retention.remove_runner(store, runner_id, now=queue.now(), force=is_forced)
+        finally:
+            process.removes = None
 
     verb = rng.choice((queue.sweep, drain, remove))
     yield from insist(process, verb, f"{verb.__name__} ({runner_id})")

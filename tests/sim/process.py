@@ -76,7 +76,7 @@ class Process:
         self.world, self.name = world, name
         self.runner: Any = None
         self.removes: str | None = None
-        """The runner that is removed by it whether it lives or not, whichever process that is."""
+        """The id that it is removing by force, whichever runner has it by then."""
         self.is_dead = False
         self.suspended_until = 0.0
         self.tasks: list[Task] = []

@@ -72,7 +72,7 @@ class World:
         """What was seen that must not be."""
         self.processes: list[Process] = []
         self.doomed: set[str] = set()
-        """The sessions and incarnations that somebody set out to delete."""
+        """The sessions that somebody set out to delete."""
         self.executed: set[str] = set()
         """The runs that an agent was started for."""
         self.is_calm = False
