@@ -136,7 +136,8 @@ class Server:
         """Execute SQL as the superuser, outside of a transaction."""
         import psycopg  # the tests of SQLite do without
 
-        with psycopg.connect(self._socket_url(database, "postgres"), autocommit=True) as connection:
+        where = self._socket_url(database, "postgres")
+        with psycopg.connect(where, autocommit=True, connect_timeout=30) as connection:
             cursor = connection.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
 

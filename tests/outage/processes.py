@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -123,17 +123,25 @@ def check_history(queue: Queue, run_ids: Iterable[str], ledger: Ledger) -> None:
 
 
 @contextlib.contextmanager
-def frozen(pids: Iterable[int]) -> object:
-    """Stop processes, so that they neither answer nor refuse, and let them go on afterwards."""
-    stopped = list(pids)
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
+def frozen(pid: int) -> Iterator[None]:
+    """Stop a process and its descendants: they neither answer nor refuse, and go on afterwards."""
+    stopped: list[int] = []
+
+    def stop(pid: int) -> None:
+        # A server's child may just be ending; that must not leave the others stopped for ever.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+
     try:
-        yield stopped
+        stop(pid)  # first, so that it has no more children than are listed now
+        for child in family(pid)[1:]:
+            stop(child)
+        yield
     finally:
-        for pid in stopped:
+        for each in stopped:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+                os.kill(each, signal.SIGCONT)
 
 
 def family(pid: int) -> list[int]:

@@ -12,7 +12,7 @@ import runqueue
 from runqueue import Queue
 from tests.helpers import status_of, wait_until
 from tests.outage.conftest import Server
-from tests.outage.processes import SLOW, Ledger, Programs, agents, family, frozen
+from tests.outage.processes import SLOW, Ledger, Programs, agents, frozen
 
 pytestmark = pytest.mark.long
 
@@ -111,7 +111,7 @@ def _away(server: Server, how: str) -> Iterator[None]:
         server.start()
     else:
         assert server.pid is not None
-        with frozen(family(server.pid)):
+        with frozen(server.pid):
             yield
 
 

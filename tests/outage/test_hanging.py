@@ -12,7 +12,7 @@ from runqueue import StorageLost, reading
 from runqueue.settings import Settings
 from tests.helpers import LONG, wait_until
 from tests.outage.conftest import Server
-from tests.outage.processes import SLOW, family, frozen
+from tests.outage.processes import SLOW, frozen
 
 
 def test_threads_wait_side_by_side_for_a_server_that_hangs(server: Server, url: str) -> None:
@@ -22,7 +22,7 @@ def test_threads_wait_side_by_side_for_a_server_that_hangs(server: Server, url: 
         queue.close()
         assert server.pid is not None
         began = time.monotonic()
-        with frozen(family(server.pid)), ThreadPoolExecutor(4, "test-hang") as threads:
+        with frozen(server.pid), ThreadPoolExecutor(4, "test-hang") as threads:
             calls = [threads.submit(queue.find) for _ in range(4)]
             errors = [call.exception(timeout=SLOW) for call in calls]
             took = time.monotonic() - began
