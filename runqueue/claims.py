@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -22,7 +22,7 @@ from runqueue.demands import Capabilities
 from runqueue.engines.base import SessionTaken
 from runqueue.enqueue import lock_sessions
 from runqueue.errors import IllegalMove, RunNotFound, StaleClaim, StorageError
-from runqueue.models import Run
+from runqueue.models import Run, Session
 from runqueue.states import ACTIVE, Actor, Status
 
 log = logging.getLogger("runqueue.runner")
@@ -394,9 +394,20 @@ class Claim:
 
     def start_at(self, now: str) -> None:
         """Start, within a transaction that is open."""
-        home = {key: self.place.of(key) for key in demands.PLACE}
+        home = self._home()
         session_id, *bound = self._report("start", now, **home)
         _start_session(self._store, session_id, home, now, *bound)
+
+    def start_alone(self) -> bool:
+        """Start by one statement; False where that cannot be, or the start is refused."""
+        values = {"now": self.now(), "session_id": self.run.session_id, **self._home()}
+        made = moves.make_alone(self._store, "start", self.fence, **values)
+        if made and made[1]:
+            _give_home(self._store, self.run.session_id)
+        return bool(made)
+
+    def _home(self) -> dict[str, str | None]:
+        return {key: self.place.of(key) for key in demands.PLACE}
 
     def _report(self, name: str, now: str, **values: Any) -> tuple[Any, ...]:
         try:
@@ -517,6 +528,8 @@ def _finish(
 
 @again
 def _start(store: Store, claim: Claim) -> None:
+    if claim.start_alone():
+        return
     with store.transaction():
         claim.start_at(claim.now())
 
@@ -537,8 +550,22 @@ def _start_session(
         _inherit_home(store, home, store.run(statements.PENDING_OF_SESSION, session_id=session_id))
 
 
+def _give_home(store: Store, session_id: str) -> None:
+    """Have the runs demand a session's home that were added while a statement bound it.
+
+    The statement does not see what is committed once it has begun. Whoever adds one later finds
+    a session that has its home; and none can be claimed meanwhile, for the session is busy.
+    """
+    if not store.run(statements.PENDING_OF_SESSION, session_id=session_id):
+        return
+    with store.transaction():
+        for row in store.run(statements.LOCK_SESSION, session_id=session_id):
+            pending = store.run(statements.PENDING_OF_SESSION, session_id=session_id)
+            _inherit_home(store, Session.from_row(row).home(), pending)
+
+
 def _inherit_home(
-    store: Store, home: dict[str, str | None], pending: list[tuple[Any, ...]]
+    store: Store, home: Mapping[str, str | None], pending: list[tuple[Any, ...]]
 ) -> None:
     wanted = {key: value for key, value in home.items() if value}
     for run_id, text in pending:

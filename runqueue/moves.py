@@ -133,25 +133,33 @@ def make_owned(
     A move that this very claim has made already is repeated without effect, for its first
     answer may have been lost. Raises RunNotFound, StaleClaim or IllegalMove.
     """
-    given = {"now": now, **fence._asdict(), **values}
-    if store.stands_alone and (made := _owned(store, name, given, statements.LONE_MOVES)):
+    if made := make_alone(store, name, fence, now=now, **values):
         return made
     with store.transaction():
-        made = _owned(store, name, given, statements.OWNER_MOVES)
+        made = _owned(store, name, fence, {"now": now, **values}, statements.OWNER_MOVES)
         return made or (_repeated_or_refused(store, name, fence, values),)
 
 
+def make_alone(store: Store, name: str, fence: Fence, **values: Any) -> tuple[Any, ...]:
+    """Likewise, by a statement that is all of the transaction; nothing where that cannot be.
+
+    A server is asked once then, and not four times.
+    """
+    if not store.stands_alone:
+        return ()
+    return _owned(store, name, fence, values, statements.LONE_MOVES)
+
+
 def _owned(
-    store: Store, name: str, given: dict[str, Any], ways: dict[str, Statement]
+    store: Store, name: str, fence: Fence, given: dict[str, Any], ways: dict[str, Statement]
 ) -> tuple[Any, ...]:
     """What an owner's move returns, recorded; nothing if it is refused."""
-    rows = store.run(ways[name], **given)
+    rows = store.run(ways[name], **fence._asdict(), **given)
     if not rows:
         return ()
-    run_id = given["run_id"]
-    followed = [run_id] if is_followed(rows[0]) else []
+    followed = [fence.run_id] if is_followed(rows[0]) else []
     retry = given.get("retry", False)
-    tell_owned(store, name, [run_id], now=given["now"], followed=followed, retry=retry)
+    tell_owned(store, name, [fence.run_id], now=given["now"], followed=followed, retry=retry)
     return rows[0]
 
 

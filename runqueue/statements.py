@@ -344,12 +344,26 @@ def _is_child(run: Any) -> Any:
     return is_asked_for & run.parent_session_id.is_null(False)
 
 
-def _start() -> Any:
+def _gives_no_home() -> Any:
+    """Whether a start has no run to give its session's home to, as far as it sees.
+
+    The session, hole `session_id`, has one already, or no run waits in it.
+    """
+    session = Session.alias("home")
+    home = session.select(session.hostname).where(session.session_id == hole("session_id"))
+    waits = Run.alias("waits")
+    pending = waits.select(waits.run_id).where(
+        waits.session == hole("session_id"), _is_pending(waits, _OF_SESSION)
+    )
+    return _exists(home) | ~_exists(pending)
+
+
+def _start(*conditions: Any) -> Any:
     """Begin; where a statement can hold several writes, the session is bound or resumed, too.
 
     There it also returns whether it was bound.
     """
-    update = _move("start", this_run() & _fence())
+    update = _move("start", reduce(and_, (this_run(), _fence(), *conditions)))
     moved = update.returning(Run.run_id, Run.session).cte("moved")
     is_its = Session.session_id == Select((moved,), (moved.c.session_id,))
     bound = _bind(is_its).returning(Session.session_id).cte("bound")
@@ -412,11 +426,12 @@ OWNER_MOVES: Final = {
 }
 LONE_MOVES: Final = {
     **OWNER_MOVES,
+    "start": Statement(lambda: _start(_gives_no_home())),
     "complete": _by_owner("complete", _is_followed_by_nothing, result=hole("result")),
     "fail": _by_owner("fail", _is_followed_by_nothing, error=hole("error")),
     "confirm": _by_owner("confirm", _is_followed_by_nothing),
 }
-"""Likewise, where the statement is all of the transaction: not of an end that something follows."""
+"""Likewise, where the statement is all of the transaction: nothing follows it."""
 START_MANY: Final = _by_owner_of_many("start")
 COMPLETE_MANY: Final = _by_owner_of_many("complete", "result")
 FREE_MOVES: Final = {

@@ -59,6 +59,7 @@ PLANS = {
         for depth in statements.CLAIMS
     },
     **{f"LONE_MOVES[{name}]": "runs_pkey sessions_pkey" for name in statements.LONE_MOVES},
+    "LONE_MOVES[start]": "idx_runs_session_pending runs_pkey sessions_pkey",
     "START_MANY": "runs_pkey",
     "COMPLETE_MANY": "runs_pkey",
     "EVENTS": "idx_run_events_run_id",
