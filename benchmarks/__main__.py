@@ -21,6 +21,7 @@ MARKS: Final = ("<!-- tables -->", "<!-- end of tables -->")
 SUBJECTS: Final = {
     "limit": "limit",
     "growth": "growth",
+    "reading": "reading",
     "pickup": "pickup",
     "contention": "contention",
     "peers": "peers.contest",

@@ -18,7 +18,7 @@ from benchmarks.plot import Line, chart
 from runqueue import Queue
 from tests.helpers import ROOT, count, execute_sql, ids
 
-SUBJECTS = ["limit", "growth", "pick-up", "contention", "peers", "footprint", "storage"]
+SUBJECTS = ["limit", "growth", "reading", "pick-up", "contention", "peers", "footprint", "storage"]
 CHARTS = ["contention-{}-throughput", "growth-{}-backlog", "growth-{}-texts"]
 DURABLE = {
     "sqlite": "WAL, synchronous=FULL",
