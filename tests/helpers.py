@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ import pytest
 
 import runqueue
 from runqueue import Claim, Queue, Run, Runner
+from runqueue.database import Compiled
 from runqueue.testing import MovableClock as MovableClock
 
 T = TypeVar("T")
@@ -187,3 +190,20 @@ def make_commits_by(
 
     monkeypatch.setattr(database, "commit", lambda: answer(commit))
     monkeypatch.setattr(database, "execute_sql", execute_or_commit)
+
+
+def explained(queue: Queue, compiled: Compiled, form: str = "TEXT") -> list[Any]:
+    """What PostgreSQL answers to EXPLAIN of a statement, with the plan that it keeps.
+
+    Such a plan is made without the values, so none need to be given.
+    """
+    numbers = itertools.count(1)
+    sql = re.sub("%s", lambda _: f"${next(numbers)}", compiled.sql)
+    nothing = f"({', '.join(['NULL'] * len(compiled.template))})" if compiled.template else ""
+    with queue.database.connection_context():
+        queue.database.execute_sql(f"PREPARE tested AS {sql}")
+        try:
+            explain = f"EXPLAIN (FORMAT {form}) EXECUTE tested{nothing}"
+            return [row[0] for row in queue.database.execute_sql(explain).fetchall()]
+        finally:
+            queue.database.execute_sql("DEALLOCATE tested")

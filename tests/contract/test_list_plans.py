@@ -8,8 +8,8 @@ import re
 import pytest
 
 from runqueue import Queue, Status, listing
-from runqueue.database import Hole, Statement
-from tests.helpers import execute_sql
+from runqueue.database import Statement
+from tests.helpers import execute_sql, explained
 
 STATUSES = (tuple(Status), (Status.PENDING,), (Status.COMPLETED, Status.FAILED))
 FILTERS = [
@@ -65,16 +65,14 @@ def forget_statistics(queue: Queue) -> None:
 def indexes_of(queue: Queue, statement: Statement) -> set[str]:
     """The indexes by which a statement is answered, each of them sought in by a condition."""
     compiled = statement.compile(queue.database)
-    values = {"limit": 5, "most": 5, "runner_id": "runner1", "agent_name": "agent1"}
-    parameters = [
-        values.get(part.name, "ses_1") if isinstance(part, Hole) else part
-        for part in compiled.template
-    ]
     is_sqlite = queue.store.engine.name == "sqlite"
-    explain = "EXPLAIN QUERY PLAN" if is_sqlite else "EXPLAIN"
-    with queue.database.connection_context():
-        rows = queue.database.execute_sql(f"{explain} {compiled.sql}", parameters).fetchall()
-    lines = [row[3] if is_sqlite else row[0].strip() for row in rows]
+    if is_sqlite:
+        parameters = [None] * len(compiled.template)
+        with queue.database.connection_context():
+            shown = queue.database.execute_sql(f"EXPLAIN QUERY PLAN {compiled.sql}", parameters)
+            lines = [row[3] for row in shown.fetchall()]
+    else:
+        lines = [line.strip() for line in explained(queue, compiled)]
     used = set()
     for line, following in itertools.pairwise([*lines, ""]):
         if is_sqlite:

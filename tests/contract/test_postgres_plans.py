@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from runqueue import Queue, statements, statements_family
-from runqueue.database import Hole, Statement
-from tests.helpers import execute_sql
+from runqueue.database import Statement
+from tests.helpers import execute_sql, explained
 
 SMALL = ("runners", "daemons")
 
@@ -81,7 +81,7 @@ PLANS = {
     },
     **{f"RESCUES[{rescue.name}].of_runner": "idx_runs_owner" for rescue in statements.RESCUES},
     "DUE": "idx_runs_timeout",
-    "EXPIRE": "idx_runs_timeout sessions_pkey",
+    "EXPIRE": "idx_runs_timeout( runs_pkey)? sessions_pkey",
     "OLDEST_PENDING": "idx_runs_status_created",
     "PRUNE": f"{OF_STATUS} run_attempts_pkey runs_pkey",
     "NTH_FINISHED": "(idx_runs_status )?idx_runs_status_created|idx_runs_status",
@@ -128,38 +128,10 @@ WITHOUT_CONDITION = {
     *("DELETE_EMPTY_SESSION", "DELETE_EMPTY_SESSIONS"),
 }
 """Statements that may read an index from its beginning."""
-VALUES = {
-    "texts": [""],
-    "session_ids": ["ses_a"],
-    "run_ids": ["run_a"],
-    "attempt": 1,
-    "tells": 1,
-    "lost": 1,
-    "limit": 10,
-    "most": 10,
-    "newer": 10,
-    "priority": 0,
-    "waiting": 0,
-    "lease": 1.0,
-}
-
-
-def value_of(name: str, listed: list[str]) -> object:
-    value = VALUES.get(name, "2026-01-01T00:00:00.000000Z")
-    return [value] if name in listed else value
 
 
 def plan_of(queue: Queue, statement: Statement) -> list[str]:
-    compiled = statement.compile(queue.database)
-    names = re.match(r'WITH "listed" \(([^)]*)\)', compiled.sql)
-    listed = re.findall(r'"(\w+)"', names[1]) if names else []
-    values = [
-        value_of(part.name, listed) if isinstance(part, Hole) else part
-        for part in compiled.template
-    ]
-    with queue.database.connection_context():
-        rows = queue.database.execute_sql(f"EXPLAIN {compiled.sql}", values).fetchall()
-    return [row[0].strip() for row in rows]
+    return [line.strip() for line in explained(queue, statement.compile(queue.database))]
 
 
 def fill(queue: Queue, pending: int, ended: int) -> None:

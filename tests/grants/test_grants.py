@@ -17,7 +17,7 @@ from runqueue import Queue, errors, grants, retention, silence, statements, stat
 from runqueue.cli import cli
 from runqueue.cli.base import run as run_command
 from runqueue.daemon import Daemon
-from runqueue.database import Hole, Statement
+from runqueue.database import Statement
 from runqueue.models import Row, Run, Runner
 from runqueue.settings import Settings
 from tests import postgres
@@ -25,6 +25,7 @@ from tests.helpers import (
     MovableClock,
     events_of,
     execute_sql,
+    explained,
     ids,
     in_background,
     start,
@@ -857,18 +858,10 @@ OF_A_RUNNER: dict[str, Statement] = {
 }
 BY_TEXT = [*(f"CLAIMS[{depth}]" for depth in statements.CLAIMS), "DEMAND_TEXTS"]
 """The statements that seek runs by what they demand."""
-VALUES = {"texts": [""], "session_ids": ["ses_1"], "limit": 10}
 
 
 def plan_of(queue: Queue, statement: Statement) -> str:
-    compiled = statement.compile(queue.database)
-    values = [
-        VALUES.get(part.name, "2026-01-01T00:00:00.000000Z") if isinstance(part, Hole) else part
-        for part in compiled.template
-    ]
-    with queue.database.connection_context():
-        rows = queue.database.execute_sql(f"EXPLAIN {compiled.sql}", values).fetchall()
-    return "\n".join(row[0] for row in rows)
+    return "\n".join(explained(queue, statement.compile(queue.database)))
 
 
 def sought(plan: str) -> set[str]:

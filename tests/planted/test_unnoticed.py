@@ -13,7 +13,6 @@ import pytest
 
 import runqueue
 from runqueue import Claim, InvalidRun, Queue, Runner, RunqueueError, Status, statements
-from runqueue.database import Hole
 from tests.helpers import (
     LONG,
     OWNERS_VERBS,
@@ -21,6 +20,7 @@ from tests.helpers import (
     count,
     events_of,
     execute_sql,
+    explained,
     in_background,
     row_of,
     start,
@@ -171,15 +171,7 @@ def test_the_rows_of_a_change_are_chosen_once(queue: Queue, name: str) -> None:
     Whether it does is up to what the planner last heard of the table, so tests of what is
     claimed see it only now and then.
     """
-    values = {"texts": [""], "limit": 10, "waiting": 0}
-    compiled = CHOOSING[name].compile(queue.database)
-    parameters = [
-        values.get(part.name, queue.now()) if isinstance(part, Hole) else part
-        for part in compiled.template
-    ]
-    explain = f"EXPLAIN (FORMAT JSON) {compiled.sql}"
-    with queue.database.connection_context():
-        [(plans,)] = queue.database.execute_sql(explain, parameters).fetchall()
+    [plans] = explained(queue, CHOOSING[name].compile(queue.database), "JSON")
     found = list(locking(plans[0]["Plan"]))
     assert found == [True]
 
