@@ -10,7 +10,8 @@ from benchmarks.places import Place
 
 SETTINGS = """
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-    SET join_collapse_limit = 1; SET jit = off; SET runqueue.rings = 'after commit'"""
+    SET join_collapse_limit = 1; SET jit = off;
+    SET plan_cache_mode = force_generic_plan; SET runqueue.rings = 'after commit'"""
 """Keep plans by index; the last has the triggers tell nobody, which would cost each commit."""
 INSERT_SESSION = (
     "INSERT INTO sessions (session_id, created_at, execution_mode) VALUES (%s, %s, 'sync')"
