@@ -109,7 +109,9 @@ def enqueue(
     config = Settings(max_prompt=max_prompt, **tree_limits())
     queue = open_queue(create=True, settings=config)
     if not is_awaited:
-        _print_ids([queue.enqueue(text, demands=wanted, **keywords)], output)
+        run = queue.enqueue(text, demands=wanted, **keywords)
+        _print_ids([run], output)
+        _say_if_nobody_is_told(run)
         return 0
     if stops and not keywords["run_id"]:
         # Known before it is there: an interruption in the very enqueue must find it.
@@ -117,7 +119,14 @@ def enqueue(
     with _interruptible(queue, keywords["run_id"], stops):
         run = queue.enqueue(text, demands=wanted, **keywords)
         render.echo(run.run_id, err=True)
+        _say_if_nobody_is_told(run)
         return _await(queue, run.run_id, None, output, last_attempt=True)
+
+
+def _say_if_nobody_is_told(run: Run) -> None:
+    if run.execution_mode == "async_callback" and run.parent_session_id is None:
+        text = f"nobody is told of the end of run {run.run_id}: give its --parent for a callback"
+        render.echo(text, err=True)
 
 
 @contextmanager

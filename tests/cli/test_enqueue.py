@@ -91,6 +91,19 @@ def test_every_option_of_enqueue_reaches_the_run(rq: Callable[..., Any], queue: 
     assert seconds(run.created_at, run.timeout_at) == 120
 
 
+@pytest.mark.parametrize("has_parent", [True, False])
+def test_a_callback_that_nobody_can_get_is_said(
+    rq: Callable[..., Any], queue: Queue, has_parent: bool
+) -> None:
+    """The run is added all the same, as one that is written by hand would be."""
+    parent = ("--parent", queue.enqueue("the parent").session_id) if has_parent else ()
+    ended = rq("enqueue", "the child", "--mode", "async_callback", *parent)
+    assert ended.code == 0
+    said = f"nobody is told of the end of run {ended.out.strip()}: give its --parent"
+    assert (said in ended.err) is not has_parent
+    assert bool(ended.err) is not has_parent
+
+
 def seconds(earlier: str, later: str | None) -> float:
     from runqueue import clock
 
