@@ -23,6 +23,11 @@ def tag(kind: str, number: int) -> str:
     return f"{kind}{number}"
 
 
+def ended(number: int) -> str:
+    """Return the time when the last of the first so many runs ended that a filler has added."""
+    return f"{_AT}.{min(number, 999_999):06}Z"
+
+
 class Filler(ABC):
     """Adds and removes rows by the hundred thousand.
 

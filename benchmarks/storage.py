@@ -10,10 +10,11 @@ from typing import Final
 
 import runqueue
 from benchmarks.figures import Bar, Section, percentile
-from benchmarks.filling import FILLERS
+from benchmarks.filling import FILLERS, ended
 from benchmarks.places import Place, Places
 from benchmarks.processes import Worker
 from benchmarks.sizes import Sizes
+from runqueue import retention
 
 SLOWEST: Final = 20.0
 """Milliseconds that a claim may take beside a prune."""
@@ -21,13 +22,13 @@ PAUSE: Final = 0.005
 LONG: Final = 3600.0
 
 
-def prune(pipe: Connection, url: str) -> None:
-    """In a worker: prune everything that has ended; tell how many, and in how many seconds."""
+def prune(pipe: Connection, url: str, before: str) -> None:
+    """In a worker: prune what has ended before a time; tell how many, and in how many seconds."""
     with runqueue.connect(url) as queue:
         pipe.send("ready")
         pipe.recv()
         began = time.monotonic()
-        pruned = queue.prune(0)
+        pruned = retention.prune(queue.store, before)
         pipe.send((pruned, time.monotonic() - began))
 
 
@@ -35,15 +36,16 @@ def measure(places: Places, kind: str, sizes: Sizes) -> Iterator[Section]:
     section = Section("storage", kind, "Storage and pruning", ("what", "figure"))
     with places.empty(kind) as place:
         runqueue.connect(place.url).close()
-        before = _size(places, place)
-        FILLERS[kind](place).finished(sizes.executed)
-        size = (_size(places, place) - before) / sizes.executed
-        (pruned, seconds), waits = _prune_beside_claims(place)
-    assert pruned == sizes.executed
+        empty = _size(places, place)
+        finished = max(sizes.finished)
+        FILLERS[kind](place).finished(finished)
+        size = (_size(places, place) - empty) / finished
+        before = ended(min(sizes.executed, finished))
+        (pruned, seconds), waits = _prune_beside_claims(place, before)
     greatest = max(waits)
     section.rows += [
         ("bytes a finished run, with session, event and indexes", size),
-        ("pruned runs/s, in batches, beside claims", pruned / seconds),
+        (f"runs/s pruned, {pruned:,} of {finished:,}, beside claims", pruned / seconds),
         ("a claim beside it, p50 ms", percentile(waits, 0.5)),
         ("a claim beside it, p99 ms", percentile(waits, 0.99)),
         ("a claim beside it, greatest ms", greatest),
@@ -52,12 +54,12 @@ def measure(places: Places, kind: str, sizes: Sizes) -> Iterator[Section]:
     yield section
 
 
-def _prune_beside_claims(place: Place) -> tuple[tuple[int, float], list[float]]:
+def _prune_beside_claims(place: Place, before: str) -> tuple[tuple[int, float], list[float]]:
     waits: list[float] = []
     with ExitStack() as stack:
         queue = stack.enter_context(runqueue.connect(place.url))
         runner = stack.enter_context(queue.runner("beside"))
-        worker = stack.enter_context(Worker(prune, place.url))
+        worker = stack.enter_context(Worker(prune, place.url, before))
         worker.hear()
         worker.tell("go")
         while not waits or not worker.has_told():
