@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,8 @@ SUMMARY = tuple(
 
 MANY: Final = 2**62
 """More rows than there are, and no more than an integer of SQLite's can be."""
+AT_ONCE: Final = 500
+"""Sessions whose runs are counted by one statement."""
 
 
 class Current(NamedTuple):
@@ -135,7 +138,7 @@ def _status_by(rows: list[tuple[Any, ...]]) -> str:
             return status.value
     if Status.PENDING in found:
         return Status.PENDING.value
-    return max(found, key=lambda status: found[status]).value if found else "empty"
+    return max(found, key=lambda status: (found[status], status)).value if found else "empty"
 
 
 class SessionSummary(NamedTuple):
@@ -152,13 +155,27 @@ def sessions(store: Store, limit: int | None = None) -> list[SessionSummary]:
         return []
     rows = store.run(listing.sessions(limit is not None), limit=min(limit or 0, MANY))
     found = [Session.from_row(row) for row in rows]
-    return [summary_of(store, session) for session in found]
+    pages = (found[at : at + AT_ONCE] for at in range(0, len(found), AT_ONCE))
+    return [summary for page in pages for summary in _summaries(store, page)]
+
+
+def _summaries(store: Store, found: list[Session]) -> list[SessionSummary]:
+    """By one statement for all, for each is a trip to a server."""
+    listed = store.engine.as_list([session.session_id for session in found])
+    statuses: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    for session_id, *row in store.run(statements.STATUSES_OF_SESSIONS, session_ids=listed):
+        statuses[session_id].append(tuple(row))
+    return [_summary(session, statuses[session.session_id]) for session in found]
 
 
 def summary_of(store: Store, session: Session) -> SessionSummary:
     """Return a session with what its runs say about it."""
     rows = store.run(statements.STATUSES_OF_SESSION, session_id=session.session_id)
-    return SessionSummary(session, _status_by(rows), sum(row[1] for row in rows))
+    return _summary(session, rows)
+
+
+def _summary(session: Session, statuses: list[tuple[Any, ...]]) -> SessionSummary:
+    return SessionSummary(session, _status_by(statuses), sum(row[1] for row in statuses))
 
 
 class RunnerSummary(NamedTuple):

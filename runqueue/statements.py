@@ -1051,6 +1051,14 @@ STATUSES_OF_SESSION: Final = Statement(
         .group_by(Run.status)
     )
 )
+STATUSES_OF_SESSIONS: Final = Statement(
+    lambda: (
+        Run.select(Run.session, Run.status, fn.COUNT(SQL("*")), fn.MAX(Run.created_at))
+        .where(is_listed(Run.session))
+        .group_by(Run.session, Run.status)
+    )
+)
+"""Likewise of those listed in `session_ids`, after the session's id."""
 AHEAD: Final = Statement(
     lambda: Run.select(fn.COUNT(SQL("*"))).where(
         _is_pending(Run),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from runqueue import Queue, Status, listing, reading
+from runqueue.database import Statement, Store
 from tests.helpers import MovableClock, execute_sql
 
 TIMES = [f"2026-01-01T00:00:00.00000{digit}Z" for digit in range(6)]
@@ -112,9 +113,13 @@ def test_a_list_of_no_status_is_empty(queue: Queue) -> None:
 
 @pytest.mark.parametrize("limit", [0, 1, 10, 44, 45, 100, None])
 def test_sessions_are_listed_from_the_newest(
-    queue: Queue, rows: list[dict[str, Any]], limit: int | None
+    queue: Queue,
+    rows: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int | None,
 ) -> None:
     """With their status and how many runs they have, cut off anywhere."""
+    monkeypatch.setattr(reading, "AT_ONCE", 7)
     every = execute_sql(queue, "SELECT created_at, session_id FROM sessions")
     in_order = [session_id for _, session_id in sorted(every, reverse=True)]
     found = reading.sessions(queue.store, limit)
@@ -122,6 +127,23 @@ def test_sessions_are_listed_from_the_newest(
     assert {one.runs for one in found} <= {2}
     for one in found:
         assert one.status == reading.session_status(queue.store, one.session.session_id)
+
+
+@pytest.mark.parametrize("limit", [1, 40])
+def test_the_statuses_of_all_sessions_of_a_list_are_asked_for_together(
+    queue: Queue, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """A list of forty costs a server no more trips than a list of one."""
+    asked = []
+    run = Store.run
+
+    def counted(store: Store, statement: Statement, **values: Any) -> Any:
+        asked.append(statement)
+        return run(store, statement, **values)
+
+    monkeypatch.setattr(Store, "run", counted)
+    assert len(reading.sessions(queue.store, limit)) == limit
+    assert len(asked) == 2
 
 
 def test_a_runner_is_listed_with_the_active_runs_that_it_has(

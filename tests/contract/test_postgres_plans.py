@@ -93,7 +93,7 @@ PLANS = {
     "ACTIVE_OF_SESSION": "idx_runs_one_active",
     "FIRST_OF_SESSION": "idx_runs_session_pending",
     "WAS_STARTED": "idx_runs_session_id",
-    "STATUSES_OF_SESSION": "idx_runs_session_id",
+    **dict.fromkeys(("STATUSES_OF_SESSION", "STATUSES_OF_SESSIONS"), "idx_runs_session_id"),
     "AHEAD": "idx_runs_ready",
     **dict.fromkeys(OF_ATTEMPT, "run_attempts_pkey"),
     **dict.fromkeys(("COUNT_RUNS", "RUNS_OF", "LIVE_OF"), "idx_runs_session_id"),

@@ -83,7 +83,9 @@ PLANS = {
     "ACTIVE_OF_SESSION": "idx_runs_one_active (session_id=?)",
     "FIRST_OF_SESSION": "idx_runs_session_pending (session_id=?)",
     "WAS_STARTED": "idx_runs_session_id (session_id=?)",
-    "STATUSES_OF_SESSION": "idx_runs_session_id (session_id=?)",
+    **dict.fromkeys(
+        ("STATUSES_OF_SESSION", "STATUSES_OF_SESSIONS"), "idx_runs_session_id (session_id=?)"
+    ),
     "AHEAD": "idx_runs_ready (waiting=? AND <expr>=?)",
     # What follows an end, and trees.
     "ENDED": RUN,
