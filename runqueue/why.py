@@ -151,10 +151,16 @@ def _pending(store: Store, run: Run, now: str) -> Explanation:
         )
     if not live_daemons(store, now):
         details.append(NO_DAEMON)
-    reason = unclaimed(store, run.run_id, text, bool(run.waiting), now=now)
-    if reason.endswith("all were busy"):
-        reason = reason.replace("but all were busy", "and it is waiting for one to be free")
+    reason = what_for(store, run, now=now)
     return Explanation(run.run_id, run.status, f"pending: {reason}", tuple(details))
+
+
+def what_for(store: Store, run: Run, *, now: str) -> str:
+    """Say, without a full stop, what a pending run waits for."""
+    reason = unclaimed(store, run.run_id, run.demands or "", bool(run.waiting), now=now)
+    if reason.endswith("all were busy"):
+        return reason.replace("but all were busy", "and it is waiting for one to be free")
+    return reason
 
 
 def _per_runner(store: Store, text: str, now: str) -> list[str]:

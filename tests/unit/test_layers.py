@@ -41,7 +41,7 @@ ROWS = (
     (
         *("family", "attempts", "callbacks", "follow", "limits"),
         *("moves", "enqueue", "claims", "sweeper", "why", "wake", "reading", "retention"),
-        *("moving", "trees", "homes", "silence", "telling", "soundness"),
+        *("moving", "trees", "homes", "silence", "telling", "soundness", "glance"),
     ),
     ("supervise", "executor", "runner", "slots"),
     ("queue",),
@@ -52,7 +52,7 @@ ROWS = (
     (
         *("cli.logs", "cli.render", "cli.base", "cli.runs", "cli.sessions", "cli.runners"),
         *("cli.admin", "cli.systemd", "cli", "cli.daemon", "cli.runner", "cli.family"),
-        *("cli.trees", "cli.doctor"),
+        *("cli.trees", "cli.doctor", "cli.top"),
     ),
     ("__main__",),
 )
