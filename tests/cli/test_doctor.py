@@ -172,7 +172,7 @@ def test_the_file_system_is_the_one_that_the_file_is_on(
         "27 1 254:0 / / rw - ext4 /dev/vda rw\n"
         f"28 27 0:1 / {point} rw - ext2 /dev/vdb rw\n"
         f"29 27 0:2 / {point} rw shared:1 - {kind} server:/x rw\n"
-        f"30 27 0:3 / {point}s rw - zfs pool rw\n"
+        f"30 27 0:3 / {point}/tru rw - zfs pool rw\n"
     )
     monkeypatch.setattr(sqlite_health, "MOUNTS", mounts)
     runqueue.connect(f"sqlite:///{true}").close()
