@@ -174,6 +174,18 @@ COUNTS: Final = Statement(_counts)
 """How many runs have each status, the terminal ones counted up to `most`."""
 
 
+WAITING_COLUMNS: Final = ("run_id", "agent_name", "demands", "created_at", "waiting")
+WAITING: Final = Statement(
+    lambda: (
+        Run.select(*(getattr(Run, name) for name in WAITING_COLUMNS))
+        .where(Run.status == literal(Status.PENDING))
+        .order_by(Run.created_at, Run.run_id)
+        .limit(hole("limit"))
+    )
+)
+"""The pending runs that were added first, the oldest first."""
+
+
 @cache
 def runners(is_one: bool) -> Statement:
     """SELECT all runners, or that of `runner_id`, each with how many active runs it has."""

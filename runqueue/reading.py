@@ -18,6 +18,7 @@ SUMMARY = tuple(
 """What a list shows: reading a prompt of 200 kB costs more than all the rest."""
 
 
+NO_DAEMON: Final = "no daemon is alive: nothing expires, and no dead runner's run is rescued"
 MANY: Final = 2**62
 """More rows than there are, and no more than an integer of SQLite's can be."""
 AT_ONCE: Final = 500
@@ -239,7 +240,7 @@ def ailments(
     """
     found = []
     if not seen.daemons:
-        found.append("no daemon is alive: nothing expires, and no dead runner's run is rescued")
+        found.append(NO_DAEMON)
     if seen.runners < least_runners:
         found.append(f"{seen.runners} runners are alive, fewer than {least_runners}")
     oldest = seen.oldest_pending_seconds

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from runqueue.errors import ConfigurationError
 
@@ -102,29 +102,43 @@ def load_env_file(environ: MutableMapping[str, str] | None = None) -> None:
     ConfigurationError when it cannot be read or a line is no KEY=VALUE.
     """
     environ = os.environ if environ is None else environ
-    named = environ.get("RUNQUEUE_ENV_FILE")
-    found: dict[str, str] = {}
-    for path in [Path(named)] if named else [user_file(environ), Path(ENV_FILE)]:
-        try:
-            found = read_env_file(path)
-        except FileNotFoundError:
-            if named:
-                raise ConfigurationError(f"the settings file {path} does not exist") from None
-            continue
-        except PermissionError:
-            # The service's file may hold a password and be closed to this user, who then names
-            # a database of their own.
-            if named:
-                raise ConfigurationError(f"the settings file {path} may not be read") from None
-            continue
-        break
-    for name, value in found.items():
+    for name, value in find_env_file(environ).values.items():
         # An empty one, as in compose files, says nothing.
         if name.startswith("RUNQUEUE_") and not environ.get(name):
             environ[name] = value
 
 
-def user_file(environ: MutableMapping[str, str]) -> Path:
+class EnvFile(NamedTuple):
+    """The settings file that is used."""
+
+    path: Path | None
+    """None when there is none."""
+    values: dict[str, str]
+    closed: tuple[Path, ...]
+    """Those that would have come first, and that this user may not read."""
+
+
+def find_env_file(environ: Mapping[str, str] | None = None) -> EnvFile:
+    """Return the file that `load_env_file` loads. Raises ConfigurationError, as that does."""
+    environ = os.environ if environ is None else environ
+    named = environ.get("RUNQUEUE_ENV_FILE")
+    closed: list[Path] = []
+    for path in [Path(named)] if named else [user_file(environ), Path(ENV_FILE)]:
+        try:
+            return EnvFile(path, read_env_file(path), tuple(closed))
+        except FileNotFoundError:
+            if named:
+                raise ConfigurationError(f"the settings file {path} does not exist") from None
+        except PermissionError:
+            # The service's file may hold a password and be closed to this user, who then names
+            # a database of their own.
+            if named:
+                raise ConfigurationError(f"the settings file {path} may not be read") from None
+            closed.append(path)
+    return EnvFile(None, {}, tuple(closed))
+
+
+def user_file(environ: Mapping[str, str]) -> Path:
     """Return where this user's own settings file is, if there is one."""
     return Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / USER_FILE
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from runqueue import attempts, demands, enqueue, silence, statements, statements_family
+from runqueue import attempts, clock, demands, enqueue, silence, statements, statements_family
 from runqueue.database import Store
 from runqueue.errors import RunNotFound
 from runqueue.models import Daemon, Event, Run, Runner, Session, seconds_between
+from runqueue.reading import NO_DAEMON
 from runqueue.states import Status
+
+COMPARED: Final = 1_000
+"""Different demands that are compared with runners when nobody asks for one run."""
+LOWEST: Final = -(2**31)
+"""No priority is lower."""
 
 
 class Explanation(NamedTuple):
@@ -64,6 +70,35 @@ def unclaimed(store: Store, run_id: str, text: str, waiting: bool, *, now: str) 
     return f"no live runner meets all demands; closest is {closest[0].runner_id}, unmet: {lacks}"
 
 
+class Unserved(NamedTuple):
+    """Pending runs that no live runner can serve."""
+
+    runs: int
+    is_all: bool
+    """Whether all demands were compared; of very many only the first are."""
+    reason: str
+    """Why nobody serves the first of them."""
+
+
+def unserved(store: Store, *, now: str) -> Unserved:
+    """Return how many runs wait, though their turn has come, for a runner that is not there."""
+    texts = [row[0] for row in store.run(statements.DEMAND_TEXTS)]
+    online = [runner for runner in live_runners(store, now) if runner.state == "online"]
+    lonely = [text for text in texts[:COMPARED] if not _is_served(text, online)]
+    everything = {"priority": LOWEST, "created_at": clock.FOREVER}
+    runs = sum(store.run(statements.AHEAD, text=text, **everything)[0][0] for text in lonely)
+    reason = unclaimed(store, "", lonely[0], False, now=now) if lonely else ""
+    return Unserved(runs, len(texts) <= COMPARED, reason)
+
+
+def _is_served(text: str, runners: list[Runner]) -> bool:
+    try:
+        wanted = demands.parse(text)
+    except ValueError:
+        return False
+    return any(not missing for _, missing in _compare(wanted, runners))
+
+
 def live_runners(store: Store, now: str) -> list[Runner]:
     return Runner.from_rows(store.run(statements.LIVE_RUNNERS, now=now))
 
@@ -115,11 +150,17 @@ def _pending(store: Store, run: Run, now: str) -> Explanation:
             f"expires in {left:.0f} s" if left > 0 else f"past its timeout for {-left:.0f} s"
         )
     if not live_daemons(store, now):
-        details.append("no daemon is alive: nothing expires, and no dead runner's run is rescued")
-    reason = unclaimed(store, run.run_id, text, bool(run.waiting), now=now)
-    if reason.endswith("all were busy"):
-        reason = reason.replace("but all were busy", "and it is waiting for one to be free")
+        details.append(NO_DAEMON)
+    reason = what_for(store, run, now=now)
     return Explanation(run.run_id, run.status, f"pending: {reason}", tuple(details))
+
+
+def what_for(store: Store, run: Run, *, now: str) -> str:
+    """Say, without a full stop, what a pending run waits for."""
+    reason = unclaimed(store, run.run_id, run.demands or "", bool(run.waiting), now=now)
+    if reason.endswith("all were busy"):
+        return reason.replace("but all were busy", "and it is waiting for one to be free")
+    return reason
 
 
 def _per_runner(store: Store, text: str, now: str) -> list[str]:

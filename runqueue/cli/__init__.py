@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from runqueue.cli import admin, runners, runs, sessions, systemd, trees
+from runqueue.cli import admin, doctor, runners, runs, sessions, systemd, top, trees
 from runqueue.cli.base import CONTEXT, db_option, name_variables, run, version_option
 
 
@@ -28,6 +28,8 @@ for command in (
     sessions.sessions,
     runners.runners,
     *admin.COMMANDS,
+    doctor.doctor,
+    top.top,
     *systemd.COMMANDS,
 ):
     cli.add_command(command)

@@ -120,6 +120,16 @@ def table(rows: Iterable[Sequence[Any]], columns: Sequence[str]) -> None:
 
     Away from a terminal nothing is cut: whoever reads it may be a script.
     """
+    is_shown = sys.stdout.isatty()
+    room = shutil.get_terminal_size().columns if is_shown else None
+    for number, line in enumerate(aligned(rows, columns, room)):
+        click.echo(click.style(line, bold=True) if number == 0 and is_shown else line)
+
+
+def aligned(
+    rows: Iterable[Sequence[Any]], columns: Sequence[str], room: int | None = None
+) -> list[str]:
+    """Return the lines of a table, the titles first, cut to fit the room but for its ids."""
     from rich.cells import cell_len, set_cell_size
 
     titles = [column.upper().replace("_", " ") for column in columns]
@@ -128,17 +138,27 @@ def table(rows: Iterable[Sequence[Any]], columns: Sequence[str]) -> None:
         *(["" if cell is None else printable(cell) for cell in row] for row in rows),
     ]
     widths = [max(cell_len(line[index]) for line in lines) for index in range(len(columns))]
-    if sys.stdout.isatty():
-        widths = _fitting(widths, columns, shutil.get_terminal_size().columns)
-    for number, line in enumerate(lines):
-        cells = [
+    if room is not None:
+        widths = _fitting(widths, columns, room)
+    return [
+        "  ".join(
             cell + " " * (width - cell_len(cell))
             if cell_len(cell) <= width
             else set_cell_size(cell, width - 1) + "…"
             for cell, width in zip(line, widths, strict=True)
-        ]
-        text = "  ".join(cells).rstrip()
-        click.echo(click.style(text, bold=True) if number == 0 and sys.stdout.isatty() else text)
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def cut(text: object, room: int | None) -> str:
+    """Return one line of text that prints and is no wider than the room."""
+    from rich.cells import cell_len, set_cell_size
+
+    shown = printable(text)
+    if room is None or cell_len(shown) <= room:
+        return shown
+    return set_cell_size(shown, max(0, room - 1)) + "…" if room > 0 else ""
 
 
 def _fitting(widths: list[int], columns: Sequence[str], room: int) -> list[int]:

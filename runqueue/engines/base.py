@@ -17,6 +17,7 @@ import peewee
 from runqueue import clock
 from runqueue.bell import ALL, Bell
 from runqueue.errors import ConfigurationError, RunqueueError, StorageBusy
+from runqueue.findings import Check
 from runqueue.states import Wake
 
 HISTORY: Final = "runqueue_migrations"
@@ -174,6 +175,14 @@ class Engine(ABC):
     def damage(self) -> list[str]:
         """Return what the database itself finds wrong with its storage and references."""
         return []
+
+    def places(self) -> Iterable[Check]:
+        """Return the checks of where the database is, for which it need not be reached."""
+        return ()
+
+    def checks(self) -> Iterable[Check]:
+        """Return the checks of how it is set up, which are made with a connection."""
+        return ()
 
     def back_up(self, target: str) -> None:  # noqa: ARG002
         """Copy the database to the empty file `target`, online."""

@@ -13,11 +13,12 @@ from playhouse.pool import MaxConnectionsExceeded
 
 from runqueue import clock, errors
 from runqueue.bell import ALL
-from runqueue.engines import base, postgres_errors, postgres_urls
+from runqueue.engines import base, postgres_errors, postgres_health, postgres_urls
 from runqueue.engines.postgres_doorbell import PostgresDoorbell
 from runqueue.engines.postgres_pool import Database
 from runqueue.engines.postgres_transfer import PostgresTransfer
 from runqueue.engines.server_clock import ServerClock
+from runqueue.findings import Check
 from runqueue.states import Wake
 
 try:
@@ -130,6 +131,9 @@ class Postgres(base.Engine):
 
     def stamp(self, version: int) -> None:
         """The history of migrations is the record."""
+
+    def checks(self) -> Iterable[Check]:
+        return postgres_health.checks(self.database, self.server_time)
 
     def hurry(self, seconds: float) -> None:
         if isinstance(self.database, Database):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Final
 import peewee
 
 from runqueue import clock, errors
-from runqueue.engines import base
+from runqueue.engines import base, sqlite_health
 from runqueue.engines.sqlite_doorbell import SqliteDoorbell
 from runqueue.engines.sqlite_files import close_to_the_world, file_of, path_of, prepare_file
 from runqueue.engines.sqlite_transfer import SqliteTransfer
 from runqueue.engines.sqlite_turns import JOURNAL_LIMIT, Database
+from runqueue.findings import Check
 
 ERRORS: Final = (sqlite3.Error,)
 DAMAGED: Final = "the database file is damaged; restore a backup"
@@ -114,6 +115,13 @@ class Sqlite(base.Engine):
         ]
         broken = self.database.execute_sql("PRAGMA foreign_key_check").fetchall()
         return found + [f"a row of {row[0]} refers to no row of {row[2]}" for row in broken]
+
+    def places(self) -> Iterable[Check]:
+        database = self.database
+        return sqlite_health.places(database.path) if isinstance(database, Database) else ()
+
+    def checks(self) -> Iterable[Check]:
+        return sqlite_health.checks(self.database)
 
     def back_up(self, target: str) -> None:
         with closing(sqlite3.connect(target)) as copy:

@@ -25,7 +25,7 @@ READING = [
     *(("list",), ("show", "x"), ("wait", "x"), ("why", "x"), ("timeline", "x"), ("stop", "x")),
     *(("release", "x"), ("retry", "x"), ("sessions", "list"), ("sessions", "show", "x")),
     *(("sessions", "delete", "x"), ("runners", "list"), ("runners", "show", "x")),
-    *(("runners", "drain", "x"), ("runners", "remove", "x"), ("status",), ("prune",)),
+    *(("runners", "drain", "x"), ("runners", "remove", "x"), ("status",), ("prune",), ("top",)),
     *(("tree", "x"), ("stop", "--tree", "x")),
     *(("db", "upgrade"), ("db", "check"), ("db", "backup", "copy.db")),
 ]

@@ -23,6 +23,7 @@ CONTRACT = [
     *("sessions list", "sessions show", "sessions delete"),
     *("runners list", "runners show", "runners drain", "runners remove"),
     *("status", "prune", "db init", "db upgrade", "db check", "db backup", "demo", "completion"),
+    *("doctor", "top"),
     *("db move", "db grants", "systemd install", "systemd uninstall"),
 ]
 

@@ -92,6 +92,8 @@ PRINTING = [
     ("sessions", "delete", SESSION),
     ("status",),
     ("db", "check"),
+    ("top",),
+    *(("doctor", "-o", output) for output in render.FORMATS),
     ("show", f"missing {NASTY}"),
     ("list", "--status", NASTY),
     ("list", f"--{NASTY}"),

@@ -118,7 +118,7 @@ def test_a_list_without_a_limit_reads_only_what_matches(queue: Queue) -> None:
 
 @pytest.mark.parametrize("state", ["empty", "filled", "analysed"])
 def test_sessions_runners_and_counts_are_answered_by_indexes(queue: Queue, state: str) -> None:
-    """The newest sessions, the active runs of a runner, and up to so many of a status."""
+    """The newest sessions, the active runs of a runner, up to so many of a status, the oldest."""
     forget_statistics(queue)
     if state != "empty":
         fill(queue)
@@ -129,3 +129,4 @@ def test_sessions_runners_and_counts_are_answered_by_indexes(queue: Queue, state
     active = indexes_of(queue, listing.runners(True)) - key
     assert active == {"idx_runs_runner_status_created"}
     assert indexes_of(queue, listing.COUNTS) <= {"idx_runs_status", "idx_runs_status_created"}
+    assert indexes_of(queue, listing.WAITING) == {"idx_runs_status_created"}

@@ -21,7 +21,7 @@ ROWS = (
     ("_version", "errors", "signals", "about"),
     (
         *("states", "clock", "ids", "demands", "settings", "incarnation", "bell", "backoff"),
-        *("grants", "callback_prompt", "reread", "systemd", "systemd.notify"),
+        *("grants", "callback_prompt", "reread", "systemd", "systemd.notify", "findings"),
     ),
     (
         *("engines", "engines.base", "engines.doorbell", "engines.server_clock"),
@@ -29,6 +29,7 @@ ROWS = (
         *("engines.sqlite", "engines.sqlite_files", "engines.sqlite_turns"),
         *("engines.sqlite_transfer", "engines.postgres_transfer", "engines.postgres_errors"),
         *("engines.postgres", "engines.postgres_pool", "engines.postgres_urls"),
+        *("engines.sqlite_health", "engines.postgres_health"),
         *("database", "schema", "models", "statements", "statements_family"),
         *("statements_homes", "statements_check", "listing"),
         *("migrations", "migrations.sqlite", "migrations.sqlite.0001_initial"),
@@ -40,18 +41,18 @@ ROWS = (
     (
         *("family", "attempts", "callbacks", "follow", "limits"),
         *("moves", "enqueue", "claims", "sweeper", "why", "wake", "reading", "retention"),
-        *("moving", "trees", "homes", "silence", "telling", "soundness"),
+        *("moving", "trees", "homes", "silence", "telling", "soundness", "glance"),
     ),
     ("supervise", "executor", "runner", "slots"),
     ("queue",),
     (
-        *("daemon", "reporter", "demo", "systemd.files", "systemd.install"),
+        *("daemon", "reporter", "demo", "doctor", "systemd.files", "systemd.install"),
         *("testing.ledger", "testing.places", "testing.crashing", "testing.checking", "testing"),
     ),
     (
         *("cli.logs", "cli.render", "cli.base", "cli.runs", "cli.sessions", "cli.runners"),
         *("cli.admin", "cli.systemd", "cli", "cli.daemon", "cli.runner", "cli.family"),
-        "cli.trees",
+        *("cli.trees", "cli.doctor", "cli.top"),
     ),
     ("__main__",),
 )
@@ -408,6 +409,7 @@ ELSEWHERE = {
     ("systemd.files", "_file"),  # a file of the package
     ("systemd.files", "state"),  # a service's file, to see whose it is
     ("systemd.install", "do"),  # a new file, which then takes its name
+    ("engines.sqlite_health", "_kind_of_file_system"),  # /proc
     ("incarnation", "_machine"),  # /proc
     ("incarnation", "_began"),  # /proc
     ("cli.base", "run"),  # the null device
