@@ -22,6 +22,7 @@ SHORT: Final = 100
 """Finished and pending runs each of the short one, which fill a list, too."""
 SHOWN: Final = 50
 COUNTS: Final = "the counts of status"
+WHY: Final = "why a run waits"
 
 
 def _readers(queue: runqueue.Queue) -> dict[str, Callable[[], Any]]:
@@ -36,7 +37,7 @@ def _readers(queue: runqueue.Queue) -> dict[str, Callable[[], Any]]:
         f"the newest {SHOWN} of a runner": partial(newest, runner_id="former"),
         f"the newest {SHOWN} sessions": partial(reading.sessions, store, SHOWN),
         "a run by its id": partial(queue.get, waiting),
-        "why a run waits": partial(queue.why, waiting),
+        WHY: partial(queue.why, waiting),
         COUNTS: lambda: reading.overview(store, now=queue.now()),
     }
 
@@ -74,7 +75,10 @@ def measure(places: Places, kind: str, sizes: Sizes) -> Iterator[Section]:
     for what, (short, long) in times.items():
         ratio = Spread.of(long).median / Spread.of(short).median
         section.rows.append((what, Spread.of(short), Spread.of(long), ratio))
-        if what != COUNTS:
+        if what not in (COUNTS, WHY):
             section.bars.append(Bar(f"{what}, ratio", ratio, BAR))
-    section.notes.append("status counts what lives, and up to 100,000 runs of each way to end")
+    section.notes += [
+        "status counts what lives, and up to 100,000 runs of each way to end",
+        "why counts the runs that wait for the same and are ahead",
+    ]
     yield section

@@ -35,6 +35,8 @@ CROWD: Final = (0.001, 0.004)
 Of many that wait, one commit wakes all. Those that come too late the next time find that there is
 nothing any more by reading; at once, they would keep the first one from starting its run.
 """
+CHOICE: Final = 16
+"""Runs that a claim looks at at least, for of the first ones others may be about to take some."""
 LOOK_AROUND: Final = 1.0
 """Seconds after which also a busy runner looks for demand texts that it has not seen."""
 
@@ -53,6 +55,7 @@ class Matcher:
         self.capabilities: Final = capabilities
         self._decided: dict[str, bool] = {}
         self._served: Any = None
+        self._texts = 0
         self._looked_at: float | None = None
         self._crowd = 0.0
         self.is_idle = True
@@ -79,6 +82,7 @@ class Matcher:
         }
         served = [text for text, serves in self._decided.items() if serves]
         self._served = store.engine.as_list(served)
+        self._texts = len(served)
         self._looked_at = moment
         self.sees_work = bool(served)
         return self.sees_work
@@ -90,8 +94,7 @@ class Matcher:
         if self._looked_at is None or moment - self._looked_at >= LOOK_AROUND:
             self.look(store, moment)
         rows: list[tuple[Any, ...]] = []
-        depths = list(statements.CLAIMS)
-        for depth in depths[bisect_left(depths[:-1], limit) :]:
+        for depth in self._depths(limit):
             values = {"texts": self._served, "now": now, "limit": limit, **claimer._asdict()}
             rows = store.run(statements.CLAIMS[depth], **values)
             # Of a text that the runner has not seen there may be a run; and where many claim at
@@ -107,6 +110,12 @@ class Matcher:
         if len(runs) > 1:
             runs.sort(key=lambda run: (-run.priority, run.created_at, run.run_id))
         return runs
+
+    def _depths(self, limit: int) -> list[int]:
+        """As deep as many are wanted, or as it takes to have a choice; and deeper if need be."""
+        depths = list(statements.CLAIMS)
+        enough = max(limit, -(-CHOICE // max(1, self._texts)))
+        return depths[bisect_left(depths[:-1], enough) :]
 
     def _serves(self, text: str) -> bool:
         try:

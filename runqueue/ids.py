@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from typing import Final
 
 from runqueue.errors import InvalidRun
@@ -12,11 +12,11 @@ RUN_ID: Final = re.compile(r"run_[0-9a-f]{12}")
 
 
 def new_run_id() -> str:
-    return f"run_{secrets.token_hex(6)}"
+    return f"run_{os.urandom(6).hex()}"
 
 
 def new_session_id() -> str:
-    return f"ses_{secrets.token_hex(6)}"
+    return f"ses_{os.urandom(6).hex()}"
 
 
 def check_run_id(run_id: object) -> str:

@@ -465,19 +465,20 @@ def _first_ready() -> Any:
     """The first ready run among those whose demand text is listed in `texts`.
 
     One seek of the index of ready runs per text finds the oldest of each, and the best of
-    those is taken: the cost does not depend on how many runs wait, or for whom.
+    those is taken: the cost does not depend on how many runs wait, or for whom. By SQLite's own
+    number of its row, which every index has, it is found without the index of ids.
     """
     text = fn.json_each(hole("texts")).alias("text")
     run, best = Run.alias("run"), Run.alias("best")
     oldest = (
-        run.select(run.run_id)
+        run.select(SQL("run.rowid"))
         .where(_is_ready(run), demand_text(run) == SQL("text.value"))
         .order_by(run.priority.desc(), run.created_at, run.run_id)
         .limit(SQL("1"))
     )
     return (
         Select((text,), (best.run_id,))
-        .join(best, on=(best.run_id == oldest))
+        .join(best, on=(SQL("best.rowid") == oldest))
         .order_by(best.priority.desc(), best.created_at, best.run_id)
         .limit(SQL("1"))
     )
@@ -544,7 +545,9 @@ CLAIM_COLUMNS: Final = tuple(
 )
 # Literals, for a plan that is made for any depth reads the whole table.
 CLAIMS: Final = {
+    1: Statement(lambda: _claim(SQL("1"), SQL("16"))),
     4: Statement(lambda: _claim(SQL("4"), SQL("16"))),
+    16: Statement(lambda: _claim(SQL("16"), SQL("64"))),
     64: Statement(lambda: _claim(SQL("64"), SQL("256"))),
     1024: Statement(lambda: _claim(SQL("1024"), SQL("4096"))),
 }

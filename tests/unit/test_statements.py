@@ -223,7 +223,7 @@ def test_a_claim_is_one_seek_for_each_demand_text(store):
     assert on_runs == [
         f"SEARCH runs USING INDEX {RUN}",
         "SCAN text VIRTUAL TABLE INDEX 1:",
-        f"SEARCH best USING INDEX {RUN}",
+        "SEARCH best USING INTEGER PRIMARY KEY (rowid=?)",
         "SEARCH run USING INDEX idx_runs_ready (waiting=? AND <expr>=?)",
         f"SEARCH t1 USING INDEX {RUNNER}",
     ]
