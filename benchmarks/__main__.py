@@ -31,7 +31,12 @@ SUBJECTS: Final = {
 
 
 @click.command(name="benchmarks", context_settings={"show_default": True})
-@click.option("--only", multiple=True, type=click.Choice(list(SUBJECTS)), help="Only this subject.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(list(SUBJECTS)),
+    help="Only this subject; what is kept in the directory of the others stays.",
+)
 @click.option("--size", type=click.Choice(list(BY_NAME)), default="full", help="How much.")
 @click.option("--quick", is_flag=True, help="The same as --size quick.")
 @click.option(
@@ -62,6 +67,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     machine = conditions.machine()
     done: list[Section] = []
+    kept = _kept(out) if only or database != "both" else []
     if doc is not None:  # to meet what is wrong with it before all that is measured
         _renewed(doc.read_text("utf-8"), machine, done)
     click.echo(_shown(machine) + "\n")
@@ -74,9 +80,10 @@ def main(
                     section.conditions = {**before, "load after": conditions.load()}
                     click.echo(tables.shown(section))
                     done.append(section)
-                    _write(out, machine, done)
+                    _write(out, machine, _together(kept, done))
     if doc is not None:
-        doc.write_text(_renewed(doc.read_text("utf-8"), machine, done), encoding="utf-8")
+        every = _together(kept, done)
+        doc.write_text(_renewed(doc.read_text("utf-8"), machine, every), encoding="utf-8")
     missed = [bar for section in done for bar in section.bars if not bar.is_met]
     bars = sum(len(section.bars) for section in done)
     click.echo(f"{bars - len(missed)} of {bars} bars are met; results are in {out}")
@@ -100,6 +107,27 @@ def _renewed(text: str, machine: dict[str, object], sections: list[Section]) -> 
     shown = _tables(machine, [section for section in sections if section.name != "growth"])
     shown = shown.replace("\n## ", "\n### ")
     return f"{before}{MARKS[0]}\n\n{shown}\n{MARKS[1]}{after}"
+
+
+def _kept(out: Path) -> list[Section]:
+    """Return the sections that were measured before; each has its own conditions."""
+    if not (out / "results.json").exists():
+        return []
+    results = json.loads((out / "results.json").read_text("utf-8"))
+    return [Section.from_json(section) for section in results["sections"]]
+
+
+def _together(kept: list[Section], done: list[Section]) -> list[Section]:
+    """Return all sections in the order of the subjects, those just measured for the kept ones."""
+    latest = {(section.name, section.database): section for section in (*kept, *done)}
+    subjects = list(SUBJECTS)
+    return sorted(
+        latest.values(),
+        key=lambda section: (
+            subjects.index(section.name.replace("-", "")),
+            KINDS.index(section.database),
+        ),
+    )
 
 
 def _write(out: Path, machine: dict[str, object], sections: list[Section]) -> None:

@@ -62,3 +62,13 @@ class Section:
         del shown["charts"]
         shown["bars"] = [asdict(bar) | {"is_met": bar.is_met} for bar in self.bars]
         return shown
+
+    @classmethod
+    def from_json(cls, shown: dict[str, Any]) -> Section:
+        """Return a section as it was kept, but for its charts, which are files of their own."""
+        rows = [
+            [Spread(**one) if isinstance(one, dict) else one for one in row]
+            for row in shown["rows"]
+        ]
+        bars = [Bar(bar["what"], bar["value"], bar["limit"]) for bar in shown["bars"]]
+        return cls(**shown | {"rows": rows, "bars": bars})

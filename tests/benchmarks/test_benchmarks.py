@@ -79,6 +79,21 @@ def test_the_tables_of_a_document_are_renewed_and_the_rest_stays(tmp_path: Path)
     assert "old" not in text
 
 
+def test_what_was_measured_of_other_subjects_stays(tmp_path: Path) -> None:
+    doc = tmp_path / "performance.md"
+    doc.write_text("<!-- tables --><!-- end of tables -->", "utf-8")
+    options = ("--database", "sqlite", "--doc", str(doc), "--only")
+    assert measure(tmp_path, *options, "storage").returncode == 0
+    kept = (tmp_path / "results.json").read_text()
+    assert measure(tmp_path, *options, "limit").returncode == 0
+    first, second = json.loads((tmp_path / "results.json").read_text())["sections"]
+    assert (first["name"], second["name"]) == ("limit", "storage")
+    assert [second] == json.loads(kept)["sections"]
+    tables = (tmp_path / "tables.md").read_text()
+    assert tables.index("## Against the limit") < tables.index("## Storage and pruning")
+    assert "\n### Storage and pruning" in doc.read_text("utf-8")
+
+
 def filler_of(url: str) -> Filler:
     kind = "sqlite" if url.startswith("sqlite") else "postgres"
     filler: Filler = FILLERS[kind](Place(kind, url))
