@@ -38,8 +38,13 @@ def doctor(output: str) -> int:
     if output != "table":
         rows = [{name: getattr(line, name) for name in COLUMNS} for line in found]
         render.emit(rows, output, key="check", columns=COLUMNS)
-    failed = [line.exit_code or 1 for line in found if line.level == "fail"]
-    return max(failed, default=0)
+    failed = [line for line in found if line.level == "fail"]
+    if failed:
+        # The worst, for a script that keeps standard output.
+        worst = max(failed, key=lambda line: line.exit_code)
+        more = f"; {len(failed) - 1} more checks failed" if failed[1:] else ""
+        render.echo(f"Error: {worst.check}: {worst.seen}{more}", err=True)
+    return max((line.exit_code or 1 for line in failed), default=0)
 
 
 def _show(lines: Iterable[Line]) -> Iterator[Line]:
