@@ -239,7 +239,8 @@ class World:
         names = {name: getattr(threading, name) for name in ("Lock", "Event", "local")}
         threads = SimpleNamespace(**names, Thread=ThreadNotStarted)
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("ids", "runner", "incarnation"):
+            patch.setattr("runqueue.ids.os", SimpleNamespace(urandom=self.rng.randbytes))
+            for module in ("runner", "incarnation"):
                 patch.setattr(f"runqueue.{module}.secrets", token)
             for module in ("runner", "claims", "daemon", "database"):
                 patch.setattr(f"runqueue.{module}.time", time)
