@@ -555,6 +555,9 @@ def _start_session(
         bound = store.change(statements.BIND_SESSION, session_id=session_id, now=now, **home)
         if not bound:
             store.change(statements.RESUME_SESSION, session_id=session_id, now=now)
+            if store.engine.writes_in_one:
+                # It was started before, and what comes after that may not have been done.
+                _give_home(store, session_id)
     if bound:
         _inherit_home(store, home, store.run(statements.PENDING_OF_SESSION, session_id=session_id))
 

@@ -142,7 +142,7 @@ def _pause(tries: int, waited: float) -> float:
         return random.uniform(0.001, 0.003)
     if tries <= QUICK_TRIES:
         return random.uniform(0.00005, 0.0003)
-    mean = 0.0012 * (TURN / waited) ** 2
+    mean = 0.0012 * (TURN / max(waited, TURN / 2)) ** 2
     return random.uniform(0.5, 1.5) * min(0.0015, max(0.00005, mean))
 
 

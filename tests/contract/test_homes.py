@@ -18,6 +18,8 @@ from runqueue import (
     SessionConflict,
     SessionNotFound,
     StaleClaim,
+    StorageLost,
+    claims,
     statements_homes,
 )
 from runqueue.demands import MAX_PLACE
@@ -153,6 +155,34 @@ def test_a_cleared_home_is_bound_anew_by_the_next_start(
     claim = start(away)
     assert queue.session(session_id).home() == AWAY
     assert claim.executor_session_id is None
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_run_that_came_while_its_session_was_bound_demands_the_home_after_a_lost_answer(
+    queue: Queue, home: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There one statement starts and binds, and what it did not see is looked for afterwards."""
+    run = queue.enqueue("x")
+    claim = take(home)
+    give_home = claims._give_home
+
+    def lose(*_: object) -> None:
+        monkeypatch.setattr(claims, "_give_home", give_home)
+        execute_sql(
+            queue,
+            "INSERT INTO runs (run_id, session_id, type, prompt, created_at) "
+            "VALUES ('run_00000000000a', ?, 'RESUME_SESSION', 'y', ?)",
+            run.session_id,
+            queue.now(),
+        )
+        raise StorageLost("the server went away")
+
+    monkeypatch.setattr(claims, "_give_home", lose)
+    with pytest.raises(StorageLost):
+        claim.start()
+    claim.start()
+    assert json.loads(queue.get("run_00000000000a").demands or "{}") == HOME
+    claim.complete()
 
 
 def test_a_moved_session_keeps_the_frameworks_id(queue: Queue, session_id: str) -> None:
