@@ -35,6 +35,7 @@ CROWD: Final = (0.001, 0.004)
 Of many that wait, one commit wakes all. Those that come too late the next time find that there is
 nothing any more by reading; at once, they would keep the first one from starting its run.
 """
+DEPTHS: Final = tuple(statements.CLAIMS)
 CHOICE: Final = 16
 """Runs that a claim looks at at least, for of the first ones others may be about to take some."""
 LOOK_AROUND: Final = 1.0
@@ -111,11 +112,10 @@ class Matcher:
             runs.sort(key=lambda run: (-run.priority, run.created_at, run.run_id))
         return runs
 
-    def _depths(self, limit: int) -> list[int]:
+    def _depths(self, limit: int) -> tuple[int, ...]:
         """As deep as many are wanted, or as it takes to have a choice; and deeper if need be."""
-        depths = list(statements.CLAIMS)
         enough = max(limit, -(-CHOICE // max(1, self._texts)))
-        return depths[bisect_left(depths[:-1], enough) :]
+        return DEPTHS[bisect_left(DEPTHS, enough, hi=len(DEPTHS) - 1) :]
 
     def _serves(self, text: str) -> bool:
         try:

@@ -166,17 +166,16 @@ def _summaries(store: Store, found: list[Session]) -> list[SessionSummary]:
     statuses: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
     for session_id, *row in store.run(statements.STATUSES_OF_SESSIONS, session_ids=listed):
         statuses[session_id].append(tuple(row))
-    return [_summary(session, statuses[session.session_id]) for session in found]
+    of_each = ((session, statuses[session.session_id]) for session in found)
+    return [
+        SessionSummary(session, _status_by(rows), sum(row[1] for row in rows))
+        for session, rows in of_each
+    ]
 
 
 def summary_of(store: Store, session: Session) -> SessionSummary:
     """Return a session with what its runs say about it."""
-    rows = store.run(statements.STATUSES_OF_SESSION, session_id=session.session_id)
-    return _summary(session, rows)
-
-
-def _summary(session: Session, statuses: list[tuple[Any, ...]]) -> SessionSummary:
-    return SessionSummary(session, _status_by(statuses), sum(row[1] for row in statuses))
+    return _summaries(store, [session])[0]
 
 
 class RunnerSummary(NamedTuple):

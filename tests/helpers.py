@@ -192,6 +192,23 @@ def make_commits_by(
     monkeypatch.setattr(database, "execute_sql", execute_or_commit)
 
 
+@contextmanager
+def statements_of(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is sent to the database meanwhile."""
+    sent: list[str] = []
+    real = type(queue.store)._compile
+
+    def compile_(store: Any, statement: Any) -> Any:
+        compiled = real(store, statement)
+        if threading.current_thread() is threading.main_thread():  # the runner has others
+            sent.append(compiled.sql)
+        return compiled
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(queue.store), "_compile", compile_)
+        yield sent
+
+
 def explained(queue: Queue, compiled: Compiled, form: str = "TEXT") -> list[Any]:
     """What PostgreSQL answers to EXPLAIN of a statement, with the plan that it keeps.
 

@@ -199,3 +199,8 @@ def name_variables(command: click.Command, prefix: str = "RUNQUEUE") -> None:
 
 def version_option(command: F) -> F:
     return click.version_option(__version__, "-V", "--version", prog_name="runqueue")(command)
+
+
+def interrupt(*_: object) -> None:
+    """As a handler of a signal: end as Ctrl-C would."""
+    raise KeyboardInterrupt

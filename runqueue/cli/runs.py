@@ -13,7 +13,7 @@ import click
 
 from runqueue import ids
 from runqueue.cli import render
-from runqueue.cli.base import Duration, Pairs, db_option, for_each, gather, open_queue
+from runqueue.cli.base import Duration, Pairs, db_option, for_each, gather, interrupt, open_queue
 from runqueue.cli.family import family_options
 from runqueue.errors import IllegalMove, InvalidRun, RunNotFound, WaitTimeout
 from runqueue.settings import MAX_PROMPT, Settings, tree_limits
@@ -124,7 +124,8 @@ def enqueue(
 
 
 def _say_if_nobody_is_told(run: Run) -> None:
-    if run.execution_mode == "async_callback" and run.parent_session_id is None:
+    is_callback = run.execution_mode == ExecutionMode.ASYNC_CALLBACK.value
+    if is_callback and run.parent_session_id is None:
         text = f"nobody is told of the end of run {run.run_id}: give its --parent for a callback"
         render.echo(text, err=True)
 
@@ -138,7 +139,7 @@ def _interruptible(queue: Queue, run_id: str, stops: bool) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
     try:
         yield
     except KeyboardInterrupt:
@@ -153,10 +154,6 @@ def _interruptible(queue: Queue, run_id: str, stops: bool) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _listed(value: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from runqueue.cli import render
-from runqueue.cli.base import Duration, db_option, open_queue
+from runqueue.cli.base import Duration, db_option, interrupt, open_queue
 from runqueue.errors import StorageError
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def _screen() -> Iterator[Callable[[float], bool]]:
 
     handlers: dict[int, Any] = {
         signal.SIGWINCH: lambda *_: None,  # the interpreter then writes into the pipe
-        signal.SIGTERM: _interrupt,
-        signal.SIGHUP: _interrupt,
+        signal.SIGTERM: interrupt,
+        signal.SIGHUP: interrupt,
     }
     fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     before = {number: signal.signal(number, act) for number, act in handlers.items()}
@@ -150,10 +150,6 @@ def _screen() -> Iterator[Callable[[float], bool]]:
         signal.set_wakeup_fd(fd_before)
         os.close(reader)
         os.close(writer)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _size() -> Size:

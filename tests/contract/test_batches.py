@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from runqueue import Claim, Queue, Runner, Status, enqueue
 from runqueue import claims as owners
-from tests.helpers import MovableClock, execute_sql
+from tests.helpers import MovableClock, execute_sql, statements_of
 
 ALL = 6
 
@@ -23,23 +20,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(owners, "_finish_all", lambda store, reports: False)
         monkeypatch.setattr(enqueue.Request, "is_plain", False)
     return str(request.param)
-
-
-@contextmanager
-def statements_of(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What is sent to the database meanwhile."""
-    sent: list[str] = []
-    real = type(queue.store)._compile
-
-    def compile_(store: Any, statement: Any) -> Any:
-        compiled = real(store, statement)
-        if threading.current_thread() is threading.main_thread():  # the runner has others
-            sent.append(compiled.sql)
-        return compiled
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(queue.store), "_compile", compile_)
-        yield sent
 
 
 def test_a_batch_is_added_as_it_was_asked_for(queue: Queue, clock: MovableClock, way: str) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from runqueue import Queue, Status, listing, reading
-from runqueue.database import Statement, Store
-from tests.helpers import MovableClock, execute_sql
+from tests.helpers import MovableClock, execute_sql, statements_of
 
 TIMES = [f"2026-01-01T00:00:00.00000{digit}Z" for digit in range(6)]
 """Few, so that many runs are added at the same time."""
@@ -134,16 +133,9 @@ def test_the_statuses_of_all_sessions_of_a_list_are_asked_for_together(
     queue: Queue, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     """A list of forty costs a server no more trips than a list of one."""
-    asked = []
-    run = Store.run
-
-    def counted(store: Store, statement: Statement, **values: Any) -> Any:
-        asked.append(statement)
-        return run(store, statement, **values)
-
-    monkeypatch.setattr(Store, "run", counted)
-    assert len(reading.sessions(queue.store, limit)) == limit
-    assert len(asked) == 2
+    with statements_of(queue, monkeypatch) as sent:
+        assert len(reading.sessions(queue.store, limit)) == limit
+    assert len(sent) == 2
 
 
 def test_a_runner_is_listed_with_the_active_runs_that_it_has(

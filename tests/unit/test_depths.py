@@ -26,7 +26,7 @@ class Waiting:
         return texts
 
 
-def depths(texts: int, limit: int) -> list[int]:
+def depths(texts: int, limit: int) -> tuple[int, ...]:
     tags = frozenset(f"t{number}" for number in range(texts))
     matcher = Matcher(Capabilities("host", None, None, tags, {}))
     matcher.look(cast(Store, Waiting(texts)), 0.0)
@@ -37,7 +37,7 @@ def depths(texts: int, limit: int) -> list[int]:
 def test_a_claim_looks_no_deeper_than_it_takes_to_have_a_choice(texts: int, first: int) -> None:
     """Of many texts the first run each; of one, more than others are about to take."""
     assert first * texts >= CHOICE
-    assert depths(texts, 1) == [depth for depth in CLAIMS if depth >= first]
+    assert depths(texts, 1) == tuple(depth for depth in CLAIMS if depth >= first)
 
 
 @pytest.mark.parametrize(("limit", "first"), [(4, 4), (5, 16), (17, 64), (500, 1024), (5000, 1024)])
