@@ -25,7 +25,9 @@ from runqueue.engines import postgres, sqlite
 from runqueue.engines.base import Conflict, Engine
 from runqueue.states import Wake
 
+T = TypeVar("T")
 Verb = TypeVar("Verb", bound=Callable[..., Any])
+Execute = Callable[[str, Sequence[Any]], T]
 
 TRIES: Final = 5
 """How often a verb is tried that the server undoes for the sake of another."""
@@ -135,10 +137,10 @@ class Store:
         rows: list[tuple[Any, ...]]
         if self.engine.is_shared:
             with self.ready():
-                rows = self._execute(statement, values).fetchall()
+                rows = self._execute(self.engine.rows, statement, values)
             return rows
         try:
-            rows = self._execute(statement, values).fetchall()
+            rows = self._execute(self.engine.rows, statement, values)
         except RAISED as error:
             self.rethrow(error)
         return rows
@@ -147,9 +149,9 @@ class Store:
         """Execute a statement that returns no rows; return how many it changed."""
         if self.engine.is_shared:
             with self.ready():
-                return int(self._execute(statement, values).rowcount)
+                return self._execute(self.engine.change, statement, values)
         try:
-            return int(self._execute(statement, values).rowcount)
+            return self._execute(self.engine.change, statement, values)
         except RAISED as error:
             self.rethrow(error)
 
@@ -189,26 +191,25 @@ class Store:
             compiled = self._compiled[statement] = statement.compile(self.database)
         return compiled
 
-    def _execute(self, statement: Statement, values: dict[str, Any]) -> Any:
+    def _execute(self, how: Execute[T], statement: Statement, values: dict[str, Any]) -> T:
         compiled = self._compile(statement)
-        return self._execute_sql(compiled.sql, compiled.parameters(values))
+        return self._insist(how, compiled.sql, compiled.parameters(values))
 
-    def _execute_sql(self, sql: str, parameters: list[Any]) -> Any:
+    def _insist(self, execute: Execute[T], sql: str, parameters: list[Any]) -> T:
         try:
-            return self.engine.execute(sql, parameters)
+            return execute(sql, parameters)
         except (UnicodeEncodeError, peewee.DataError):
             # What is stored was checked; this is an id to look for that no row can have, for it
             # is no text to the database: in another form it is not found, too.
             storable = [_storable(value) for value in parameters]
             if storable == parameters:
                 raise
-            return self.engine.execute(sql, storable)
+            return execute(sql, storable)
 
     def query(self, query: Any) -> list[tuple[Any, ...]]:
         """Execute a query that is built for one call, such as a filtered list."""
         with self.ready():
-            cursor = self._execute_sql(*query.bind(self.database).sql())
-            return cursor.fetchall() if cursor.description else []
+            return self._insist(self.engine.rows, *query.bind(self.database).sql())
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:

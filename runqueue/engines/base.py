@@ -134,9 +134,14 @@ class Engine(ABC):
     def translate(self, error: BaseException) -> RunqueueError | None:
         """Return one of our errors for one link of a chain of the driver's, None if it has none."""
 
-    def execute(self, sql: str, parameters: Sequence[Any]) -> Any:
-        """Execute a statement and return its cursor. Raises Peewee's errors or the driver's."""
-        return self.database.execute_sql(sql, parameters)
+    def rows(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Execute a statement and return all its rows. Raises Peewee's errors or the driver's."""
+        cursor = self.database.execute_sql(sql, parameters)
+        return list(cursor.fetchall()) if cursor.description else []
+
+    def change(self, sql: str, parameters: Sequence[Any]) -> int:
+        """Execute a statement and return how many rows it changed; raises as `rows` does."""
+        return int(self.database.execute_sql(sql, parameters).rowcount)
 
     @abstractmethod
     def as_list(self, texts: Sequence[str]) -> Any:

@@ -16,6 +16,7 @@ from runqueue import clock, errors
 from runqueue.engines import base, sqlite_health
 from runqueue.engines.sqlite_doorbell import SqliteDoorbell
 from runqueue.engines.sqlite_files import close_to_the_world, file_of, path_of, prepare_file
+from runqueue.engines.sqlite_forks import guard
 from runqueue.engines.sqlite_transfer import SqliteTransfer
 from runqueue.engines.sqlite_turns import JOURNAL_LIMIT, Database
 from runqueue.findings import Check
@@ -51,12 +52,19 @@ class Sqlite(base.Engine):
     def clock(self) -> clock.Clock:
         return clock.system_clock
 
-    def execute(self, sql: str, parameters: Sequence[Any]) -> Any:
+    def rows(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         state = self.database._state  # type: ignore[attr-defined]
         if state.transactions:
             # Past Peewee's wrapping of each cursor and error, a third of a small statement.
-            return state.conn.execute(sql, parameters)
-        return self.database.execute_sql(sql, parameters)
+            found: list[tuple[Any, ...]] = state.conn.execute(sql, parameters).fetchall()
+            return found
+        return guard.inside(super().rows, sql, parameters)
+
+    def change(self, sql: str, parameters: Sequence[Any]) -> int:
+        state = self.database._state  # type: ignore[attr-defined]
+        if state.transactions:
+            return int(state.conn.execute(sql, parameters).rowcount)
+        return super().change(sql, parameters)
 
     def as_list(self, texts: Sequence[str]) -> Any:
         return json.dumps(texts)
@@ -180,6 +188,7 @@ class Sqlite(base.Engine):
         inherited = [self._doorbell.abandon()]
         if not database.is_closed():
             inherited.append(database.connection())
+        guard.renew()
         # Another thread of the parent may have held it at the fork, and is not here to let go.
         database._lock = threading.Lock()  # type: ignore[attr-defined]
         if isinstance(database, Database):

@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from contextlib import closing
 from typing import Any, Final
 from urllib.parse import quote
 
 from runqueue.bell import Bell
 from runqueue.engines.doorbell import LINGER, Doorbell, wait_for
+from runqueue.engines.sqlite_forks import guard
 
 try:
     from inotify_simple import INotify, flags
@@ -69,16 +69,19 @@ class SqliteDoorbell(Doorbell):
                 os.read(reader, 4096)
             return self._is_over()
         # Not the caller's: a connection of theirs may belong to one thread.
-        with closing(sqlite3.connect(f"file:{quote(self.file)}?mode=rw", uri=True)) as connection:
+        connection = guard.inside(_connect, self.file)
+        log: _Log | None = None
+        try:
             self._connection = connection
             _version(connection)  # from the first reading on the log is there
             # A local, for the thread that comes after this one may have begun before it ends.
             log = self._log = _Log(f"{self.file}-wal")
-            try:
-                return self._listen(reader, connection, log)
-            finally:
+            return self._listen(reader, connection, log)
+        finally:
+            if log is not None:
                 log.close()
                 self._bell.ring()  # whoever waits looks for itself, and meets what is wrong
+            guard.inside(connection.close)
 
     def _listen(self, reader: int, connection: sqlite3.Connection, log: _Log) -> bool:
         seen = _version(connection)
@@ -130,9 +133,17 @@ class SqliteDoorbell(Doorbell):
             time.sleep(gap)
 
 
+def _connect(file: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(file)}?mode=rw", uri=True)
+
+
 def _version(connection: sqlite3.Connection) -> int:
     """Return a number that changes when another connection has committed (3 us)."""
-    return int(connection.execute("PRAGMA data_version").fetchone()[0])
+    return int(guard.inside(_ask, connection))
+
+
+def _ask(connection: sqlite3.Connection) -> Any:
+    return connection.execute("PRAGMA data_version").fetchone()[0]
 
 
 class _Log:

@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 import peewee
 
+from runqueue.engines.sqlite_forks import guard
+
 T = TypeVar("T")
 
 JOURNAL_LIMIT: Final = 8 * 1024 * 1024
@@ -55,15 +57,16 @@ class Database(peewee.SqliteDatabase):
         )
 
     def _connect(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection = self._patiently(super()._connect)  # type: ignore[misc]
+        connect = super()._connect  # type: ignore[misc]
+        connection: sqlite3.Connection = guard.inside(self._patiently, connect)
         return connection
+
+    def _close(self, conn: sqlite3.Connection) -> None:
+        guard.inside(super()._close, conn)  # type: ignore[misc]
 
     def renew_turn(self) -> None:
         """Forget who waits or writes: in the child of a fork they are not there."""
         self._turn = threading.Lock()
-        self._writers: set[int] = set()
-        self._writes = threading.Condition()
-        self._is_to_fork = False
 
     def begin(self, lock_type: str | None = None) -> None:
         # One thread of a process tries at a time: a hundred that try together keep the one
@@ -71,53 +74,40 @@ class Database(peewee.SqliteDatabase):
         if not self._turn.acquire(timeout=self.busy_timeout):
             raise peewee.OperationalError("database is locked")
         try:
-            self._writers.add(threading.get_ident())
+            guard.begins_writing()
             self._patiently(super().begin, lock_type)
         except BaseException:
-            self._ends_writing()
+            guard.ends_writing()
             raise
         finally:
             self._turn.release()
 
     def commit(self) -> Any:
         done = super().commit()
-        self._ends_writing()
+        guard.ends_writing()
         return done
 
     def rollback(self) -> Any:
         try:
             return super().rollback()
         finally:
-            self._ends_writing()
-
-    def _ends_writing(self) -> None:
-        self._writers.discard(threading.get_ident())
-        if self._is_to_fork:
-            with self._writes:
-                self._writes.notify_all()
+            guard.ends_writing()
 
     def hold_for_fork(self) -> None:
-        """Let nobody write while the process is forked, as soon as other threads have ended it.
-
-        SQLite knows by process who holds the file's lock, and the child inherits that: of a
-        writer who is not there it would wait for ever.
-        """
-        self._is_to_fork = True  # before looking who writes: who ends after that will tell
+        """Let no thread be within SQLite while the process is forked."""
         self._has_turn = self._turn.acquire(timeout=self.busy_timeout)
-        others = {threading.get_ident()}
-        with self._writes:
-            self._writes.wait_for(lambda: not self._writers - others, self.busy_timeout)
+        guard.hold(self.busy_timeout)
 
     def go_on_after_fork(self) -> None:
-        """In the parent: writing goes on."""
-        self._is_to_fork = False
+        """In the parent: end what `hold_for_fork` began."""
+        guard.go_on()
         if self._has_turn:
             self._turn.release()
 
     def execute_sql(self, sql: str, params: Sequence[Any] | None = None) -> Any:
         if self.in_transaction():
             return super().execute_sql(sql, params)
-        return self._patiently(super().execute_sql, sql, params)
+        return guard.inside(self._patiently, super().execute_sql, sql, params)
 
     def _patiently(self, call: Callable[..., T], *args: Any) -> T:
         began = time.monotonic()

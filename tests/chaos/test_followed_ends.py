@@ -30,9 +30,12 @@ def arm(queue, point):
                 os.kill(os.getpid(), signal.SIGKILL)
             made += 1
 
-    def execute_sql(*arguments, **options):
-        step()
-        return executing(*arguments, **options)
+    def after_a_step(execute):
+        def executing(*arguments):
+            step()
+            return execute(*arguments)
+
+        return executing
 
     def commit(*arguments, **options):
         step()
@@ -41,8 +44,8 @@ def arm(queue, point):
         return answer
 
     database, engine = queue.database, queue.store.engine
-    executing, committing = engine.execute, database.commit
-    engine.execute, database.commit = execute_sql, commit
+    engine.rows, engine.change = after_a_step(engine.rows), after_a_step(engine.change)
+    committing, database.commit = database.commit, commit
 
 def live(point):
     queue = runqueue.connect(url)
