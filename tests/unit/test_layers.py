@@ -26,7 +26,7 @@ ROWS = (
     (
         *("engines", "engines.base", "engines.doorbell", "engines.server_clock"),
         *("engines.postgres_doorbell", "engines.sqlite_doorbell"),
-        *("engines.sqlite", "engines.sqlite_files", "engines.sqlite_turns"),
+        *("engines.sqlite", "engines.sqlite_files", "engines.sqlite_turns", "engines.sqlite_forks"),
         *("engines.sqlite_transfer", "engines.postgres_transfer", "engines.postgres_errors"),
         *("engines.postgres", "engines.postgres_pool", "engines.postgres_urls"),
         *("engines.sqlite_health", "engines.postgres_health"),
