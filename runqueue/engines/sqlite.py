@@ -173,6 +173,8 @@ class Sqlite(base.Engine):
 
     def close(self) -> None:
         self._doorbell.close()
+        if isinstance(self.database, Database):
+            self.database.close_line()
 
     def hold_for_fork(self) -> None:
         if isinstance(self.database, Database):

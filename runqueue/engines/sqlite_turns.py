@@ -14,15 +14,12 @@ from urllib.parse import quote
 import peewee
 
 from runqueue.engines.sqlite_forks import guard
+from runqueue.engines.sqlite_line import Line
 
 T = TypeVar("T")
 
 JOURNAL_LIMIT: Final = 8 * 1024 * 1024
 """Bytes that the write-ahead log keeps on the disk when all of it is in the database."""
-QUICK_TRIES: Final = 3
-"""Tries in a row that find out whether there is only one writer, who is soon done."""
-TURN: Final = 0.004
-"""Seconds after which somebody who waits begins to try more often than those who came later."""
 SLOW_WRITER: Final = 0.1
 """Seconds of waiting after which it is the writer that is slow, whom trying would only disturb."""
 _PRAGMAS: Final = {
@@ -40,12 +37,15 @@ class Database(peewee.SqliteDatabase):
 
     A deferred transaction that reads and then writes fails with SQLITE_BUSY at once, whatever
     the timeout. And SQLite's own busy handler sleeps ever longer, so that whoever waits longest
-    is served last (p99 of 730 ms among eight busy writers). Here that one tries most often.
+    is served last (p99 of 730 ms among eight busy writers). Here they stand in a line, and ask
+    SQLite again and again only for those that do not: other programs, and processes behind a
+    frozen one.
     """
 
     def __init__(self, path: Path, busy_timeout: float) -> None:
         self.path = path
         self.busy_timeout = busy_timeout
+        self._line = Line(path.parent)
         self.renew_turn()
         super().__init__(
             # Never created here: a file that went away must not come back empty and open.
@@ -67,35 +67,53 @@ class Database(peewee.SqliteDatabase):
     def renew_turn(self) -> None:
         """Forget who waits or writes: in the child of a fork they are not there."""
         self._turn = threading.Lock()
+        self._writer: int | None = None
+        self._line.abandon()
+        self._line = Line(self.path.parent)
+
+    def close_line(self) -> None:
+        """Give up what the turns need, unless somebody writes; it is opened again when needed."""
+        if self._turn.acquire(blocking=False):
+            self._line.close()
+            self._turn.release()
 
     def begin(self, lock_type: str | None = None) -> None:
-        # One thread of a process tries at a time: a hundred that try together keep the one
-        # that holds the lock from ever getting the interpreter to finish.
+        # Of a process one thread at a time: a hundred that try together keep the one that writes
+        # from ever getting the interpreter to finish.
+        began = time.monotonic()
         if not self._turn.acquire(timeout=self.busy_timeout):
             raise peewee.OperationalError("database is locked")
+        self._writer = threading.get_ident()
+        guard.begins_writing()
         try:
-            guard.begins_writing()
+            self._line.enter(began + self.busy_timeout - time.monotonic())
             self._patiently(super().begin, lock_type)
         except BaseException:
-            guard.ends_writing()
+            self._ends_writing()
             raise
-        finally:
-            self._turn.release()
 
     def commit(self) -> Any:
         done = super().commit()
-        guard.ends_writing()
+        self._ends_writing()
         return done
 
     def rollback(self) -> Any:
         try:
             return super().rollback()
         finally:
+            self._ends_writing()
+
+    def _ends_writing(self) -> None:
+        if self._writer == threading.get_ident():
+            self._writer = None
+            self._line.leave()
             guard.ends_writing()
+            self._turn.release()
 
     def hold_for_fork(self) -> None:
         """Let no thread be within SQLite while the process is forked."""
-        self._has_turn = self._turn.acquire(timeout=self.busy_timeout)
+        is_mine = self._writer == threading.get_ident()
+        self._has_turn = not is_mine and self._turn.acquire(timeout=self.busy_timeout)
         guard.hold(self.busy_timeout)
 
     def go_on_after_fork(self) -> None:
@@ -111,29 +129,20 @@ class Database(peewee.SqliteDatabase):
 
     def _patiently(self, call: Callable[..., T], *args: Any) -> T:
         began = time.monotonic()
-        tries = 0
         while True:
             try:
                 return call(*args)
             except (peewee.OperationalError, sqlite3.OperationalError) as error:
                 if not _is_busy(error) or time.monotonic() - began >= self.busy_timeout:
                     raise
-            tries += 1
-            time.sleep(_pause(tries, time.monotonic() - began))
+            time.sleep(_pause(time.monotonic() - began))
 
 
-def _pause(tries: int, waited: float) -> float:
-    """Return for how many seconds to wait before the next try.
-
-    A try costs some 40 us of a processor that the writer may need. So most of many who wait try
-    seldom, and one ever more often, until its turn comes before that of any who came later.
-    """
+def _pause(waited: float) -> float:
+    """Return for how many seconds to wait before the next try, at random, so no two try in step."""
     if waited > SLOW_WRITER:
         return random.uniform(0.001, 0.003)
-    if tries <= QUICK_TRIES:
-        return random.uniform(0.00005, 0.0003)
-    mean = 0.0012 * (TURN / max(waited, TURN / 2)) ** 2
-    return random.uniform(0.5, 1.5) * min(0.0015, max(0.00005, mean))
+    return random.uniform(0.00005, 0.0003)
 
 
 def _is_busy(error: BaseException) -> bool:
