@@ -127,8 +127,15 @@ def _help() -> float:
 
 
 def _environment() -> dict[str, str]:
-    """The caller's environment, without settings of runqueue's that would change the figures."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("RUNQUEUE_")}
+    """The caller's environment, without settings that would change the figures.
+
+    That is runqueue's, and the one by which Python would compile every module anew.
+    """
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("RUNQUEUE_") and key != "PYTHONDONTWRITEBYTECODE"
+    }
 
 
 def _resident(pid: int) -> float:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from runqueue._version import __version__
-from runqueue.cli.logs import is_journal
 from runqueue.cli.render import printable
 from runqueue.errors import RunqueueError
 from runqueue.settings import load_credential, load_env_file
+from runqueue.systemd.journal import is_journal
 
 if TYPE_CHECKING:
     from runqueue.queue import Queue

@@ -7,7 +7,6 @@ the journal, JSON for collectors. Each line knows which run, session and runner 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import click
 
 from runqueue.about import fields
 from runqueue.cli.render import printable, to_json
+from runqueue.systemd.journal import is_journal
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -108,16 +108,6 @@ def _handler(form: str, identifier: str) -> logging.Handler:
     handler = logging.StreamHandler()
     handler.setFormatter(_json() if form == "json" else Lines())
     return handler
-
-
-def is_journal(stream: Any) -> bool:
-    """Whether a stream is the one that systemd connected to the journal."""
-    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
-    try:
-        found = os.fstat(stream.fileno())
-    except (OSError, ValueError, AttributeError):
-        return False
-    return (device, inode) == (str(found.st_dev), str(found.st_ino))
 
 
 def _json() -> logging.Formatter:

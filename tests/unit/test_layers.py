@@ -22,6 +22,7 @@ ROWS = (
     (
         *("states", "clock", "ids", "demands", "settings", "incarnation", "bell", "backoff"),
         *("grants", "callback_prompt", "reread", "systemd", "systemd.notify", "findings"),
+        "systemd.journal",
     ),
     (
         *("engines", "engines.base", "engines.doorbell", "engines.server_clock"),
