@@ -83,9 +83,9 @@ class Database(peewee.SqliteDatabase):
         began = time.monotonic()
         if not self._turn.acquire(timeout=self.busy_timeout):
             raise peewee.OperationalError("database is locked")
-        self._writer = threading.get_ident()
-        guard.begins_writing()
         try:
+            self._writer = threading.get_ident()
+            guard.begins_writing()
             self._line.enter(began + self.busy_timeout - time.monotonic())
             self._patiently(super().begin, lock_type)
         except BaseException:
@@ -106,9 +106,11 @@ class Database(peewee.SqliteDatabase):
     def _ends_writing(self) -> None:
         if self._writer == threading.get_ident():
             self._writer = None
-            self._line.leave()
-            guard.ends_writing()
-            self._turn.release()
+            try:
+                self._line.leave()
+            finally:
+                guard.ends_writing()
+                self._turn.release()
 
     def hold_for_fork(self) -> None:
         """Let no thread be within SQLite while the process is forked."""
