@@ -371,9 +371,42 @@ def _ids(given: Iterable[str]) -> list[str]:
     return ids
 
 
-def _for_each(given: Sequence[str], act: Callable[[Queue, Run], None]) -> int:
+def _id_and_status(run: Run) -> str:
+    return f"{run.run_id} {run.status}"
+
+
+def _for_each(
+    given: Sequence[str],
+    act: Callable[[Queue, str], Iterable[Run]],
+    output: str,
+    *,
+    plain: Callable[[Run], str] = _id_and_status,
+    is_one: bool = False,
+) -> int:
+    """Act on each id, and print the runs that come of it as they come; as JSON, all at the end.
+
+    That is one value then: of one id its run if `is_one`, else a list.
+    """
     queue = open_queue()
-    return for_each(_ids(given), lambda run_id: act(queue, _get(queue, run_id)))
+    ids = _ids(given)
+    moved: list[Run] = []
+
+    def act_on(one: str) -> None:
+        for run in act(queue, one):
+            moved.append(run)
+            if output == "table":
+                render.echo(plain(run))
+            elif output != "json":
+                render.emit_one(_row(run), output, key="run_id")
+
+    code = for_each(ids, act_on)
+    if output == "json":
+        rows = [_row(run) for run in moved]
+        if not (is_one and len(ids) == 1):
+            render.emit(rows, output, key="run_id", columns=LISTED)
+        elif rows:
+            render.emit_one(rows[0], output, key="run_id")
+    return code
 
 
 @click.command()
@@ -387,9 +420,15 @@ def _for_each(given: Sequence[str], act: Callable[[Queue, Run], None]) -> int:
     help="Stop all of its tree, parents and children; RUN may be a session.",
 )
 @click.option("--below", is_flag=True, help="With --tree: only its session and those below.")
+@render.output_option
 @db_option
 def stop(
-    run_ids: tuple[str, ...], reason: str | None, is_awaited: bool, is_tree: bool, below: bool
+    run_ids: tuple[str, ...],
+    reason: str | None,
+    is_awaited: bool,
+    is_tree: bool,
+    below: bool,
+    output: str,
 ) -> int:
     """Stop runs: their processes are ended; a pending run is cancelled.
 
@@ -398,43 +437,39 @@ def stop(
     if below and not is_tree:
         raise click.UsageError("--below is for --tree")
     if is_tree:
-        return _stop_trees(run_ids, reason, is_awaited, below)
+        return _stop_trees(run_ids, reason, is_awaited, below, output)
 
-    def act(queue: Queue, run: Run) -> None:
-        run = queue.stop(run.run_id, reason=reason, actor=Actor.OPERATOR)
-        if is_awaited:
-            run = queue.wait(run.run_id)
-        render.echo(f"{run.run_id} {run.status}")
+    def act(queue: Queue, run_id: str) -> Iterator[Run]:
+        run = queue.stop(_get(queue, run_id).run_id, reason=reason, actor=Actor.OPERATOR)
+        yield queue.wait(run.run_id) if is_awaited else run
 
-    return _for_each(run_ids, act)
+    return _for_each(run_ids, act, output, is_one=True)
 
 
-def _stop_trees(given: Sequence[str], reason: str | None, is_awaited: bool, below: bool) -> int:
-    queue = open_queue()
-
-    def act(one: str) -> None:
+def _stop_trees(
+    given: Sequence[str], reason: str | None, is_awaited: bool, below: bool, output: str
+) -> int:
+    def act(queue: Queue, one: str) -> Iterator[Run]:
         runs = queue.stop_tree(member(queue, one), below=below, reason=reason, actor=Actor.OPERATOR)
         for run in runs:
-            if is_awaited:
-                run = queue.wait(run.run_id)
-            render.echo(f"{run.run_id} {run.status}")
+            yield queue.wait(run.run_id) if is_awaited else run
         if not runs:
             render.echo(f"nothing of the tree of {one} is at work", err=True)
 
-    return for_each(_ids(given), act)
+    return _for_each(given, act, output)
 
 
 @click.command()
 @click.argument("run_ids", metavar="RUN...", nargs=-1, required=True)
+@render.output_option
 @db_option
-def release(run_ids: tuple[str, ...]) -> int:
+def release(run_ids: tuple[str, ...], output: str) -> int:
     """Give claimed runs that were not started back to be claimed again."""
 
-    def act(queue: Queue, run: Run) -> None:
-        run = queue.release(run.run_id, actor=Actor.OPERATOR)
-        render.echo(f"{run.run_id} {run.status}")
+    def act(queue: Queue, run_id: str) -> Iterator[Run]:
+        yield queue.release(_get(queue, run_id).run_id, actor=Actor.OPERATOR)
 
-    return _for_each(run_ids, act)
+    return _for_each(run_ids, act, output, is_one=True)
 
 
 @click.command()
@@ -444,10 +479,10 @@ def release(run_ids: tuple[str, ...]) -> int:
 def retry(run_ids: tuple[str, ...], output: str) -> int:
     """Add new runs with the content of ones that have ended; print their ids."""
 
-    def act(queue: Queue, run: Run) -> None:
-        _print_ids([queue.retry(run.run_id, actor=Actor.OPERATOR)], output)
+    def act(queue: Queue, run_id: str) -> Iterator[Run]:
+        yield queue.retry(_get(queue, run_id).run_id, actor=Actor.OPERATOR)
 
-    return _for_each(run_ids, act)
+    return _for_each(run_ids, act, output, plain=lambda run: run.run_id, is_one=True)
 
 
 COMMANDS = (enqueue, list_runs, show, wait, why, timeline, stop, release, retry)

@@ -266,6 +266,35 @@ def test_one_bad_id_among_good_ones_stops_nothing_else(
     assert rq(command, bad, MISSING).code == 4
 
 
+@pytest.mark.parametrize("command", ["stop", "release", "retry"])
+def test_what_was_moved_is_printed_as_rows_when_that_is_wanted(
+    rq: Callable[..., Any], queue: Queue, set_status: Callable[..., None], command: str
+) -> None:
+    """As JSON it is one value, also when one of the ids is not there."""
+    before = {"stop": "running", "release": "claimed", "retry": "failed"}[command]
+    after = {"stop": "stopping", "release": "pending", "retry": "pending"}[command]
+
+    def some(number: int) -> list[str]:
+        ids = [queue.enqueue("x").run_id for _ in range(number)]
+        for run_id in ids:
+            set_status(run_id, before)
+        return ids
+
+    row = json.loads(rq(command, *some(1), "-o", "json").out)
+    assert row["status"] == after
+    ended = rq(command, *some(2), MISSING, "-o", "json")
+    assert ended.code == 3
+    assert [row["status"] for row in json.loads(ended.out)] == [after] * 2
+    assert [json.loads(line)["status"] for line in rq(command, *some(2), "-o", "jsonl").lines] == [
+        *(after, after)
+    ]
+    ids = some(2)
+    printed = rq(command, *ids, "-o", "id").lines
+    assert len(printed) == 2
+    assert (printed == ids) is (command != "retry")
+    assert rq(command, MISSING, "-o", "json")[:2] == (3, "")
+
+
 def test_stop_can_wait_for_the_end(rq: Callable[..., Any], queue: Queue) -> None:
     """With --wait the last status is printed."""
     run_id = queue.enqueue("x").run_id

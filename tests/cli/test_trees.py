@@ -94,6 +94,18 @@ def test_stop_tree_stops_all_of_it(rq: Callable[..., Any], queue: Queue, runner:
     again = rq("stop", "--tree", child.run_id)
     assert (again.code, again.out) == (0, "")
     assert "nothing of the tree" in again.err
+    assert json.loads(rq("stop", "--tree", child.run_id, "-o", "json").out) == []
+
+
+def test_stop_tree_prints_the_rows_when_that_is_wanted(
+    rq: Callable[..., Any], queue: Queue
+) -> None:
+    """As one list, for a tree has any number of runs."""
+    root = queue.enqueue("root")
+    child = below(queue, root)
+    rows = json.loads(rq("stop", "--tree", root.session_id, "-o", "json").out)
+    assert sorted(row["run_id"] for row in rows) == sorted([root.run_id, child.run_id])
+    assert {row["status"] for row in rows} == {"stopped"}
 
 
 def test_stop_below_leaves_the_rest(rq: Callable[..., Any], queue: Queue) -> None:
