@@ -307,11 +307,12 @@ class Transaction:
     A class, for a generator as context manager costs as much as a small statement.
     """
 
-    __slots__ = ("_atomic", "_ready", "_store", "_wakes")
+    __slots__ = ("_atomic", "_is_outermost", "_ready", "_store", "_wakes")
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._atomic: Any = None
+        self._is_outermost = False
         self._ready: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> None:
@@ -322,17 +323,16 @@ class Transaction:
         if store.engine.is_shared:
             self._ready = store.ready()
             self._ready.__enter__()
-        is_outermost = not database.in_transaction()
-        begin = database.transaction if is_outermost else database.atomic
-        atomic = begin(*store.engine.begin)
+        self._is_outermost = not database.in_transaction()
+        begin = database.transaction if self._is_outermost else database.atomic
+        self._atomic = begin(*store.engine.begin)
         try:
-            atomic.__enter__()
+            self._atomic.__enter__()
         except BaseException as error:
-            self._leave(error)
+            self._give_up(error)
             raise
-        self._atomic = atomic
-        within.verb = True
         within.wakes = self._wakes = set[Wake]()
+        within.verb = True
 
     def __exit__(
         self,
@@ -350,9 +350,17 @@ class Transaction:
                 store.database.after_commit(partial(store.engine.ring, self._wakes))
             self._atomic.__exit__(kind, error, traceback)
         except BaseException as failure:
-            self._leave(failure)
+            self._give_up(failure)
             raise
         self._leave(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        try:
+            # An interrupt came while it was begun or ended.
+            if self._is_outermost and self._store.database.in_transaction():
+                self._atomic.__exit__(type(error), error, error.__traceback__)
+        finally:
+            self._leave(error)
 
     def _leave(self, error: BaseException | None) -> None:
         """Give the connection back, and raise our error for one of the driver's."""
@@ -379,8 +387,10 @@ _held: list[Engine] = []
 def _before_fork() -> None:
     _forking.acquire()  # two threads may fork at once
     for engine in [store.engine for store in _opened]:
+        _held.append(engine)  # first, for an interrupt may end the waiting
         engine.hold_for_fork()
-        _held.append(engine)
+    for engine in _held:
+        engine.wait_for_fork()
 
 
 def _after_fork_in_parent() -> None:

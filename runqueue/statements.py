@@ -254,7 +254,12 @@ RUN_STATE: Final = Statement(
 )
 RUN_STATUS: Final = Statement(lambda: Run.select(Run.status).where(Run.run_id == hole("run_id")))
 EVENTS: Final = Statement(
-    lambda: Event.select().where(Event.run == hole("run_id")).order_by(Event.event_id)
+    lambda: (
+        Event.select()
+        .where(Event.run == hole("run_id"))
+        # Of an empty table PostgreSQL would read the primary key, which has this order.
+        .order_by(Either(sqlite=Event.event_id, postgres=Event.event_id + 0))
+    )
 )
 
 

@@ -216,10 +216,13 @@ class Engine(ABC):
         """Give up connections that no thread uses."""
 
     def hold_for_fork(self) -> None:  # noqa: B027
-        """Wait until the process may be forked, and keep it so."""
+        """Let no other thread begin to write."""
+
+    def wait_for_fork(self) -> None:  # noqa: B027
+        """Wait until the process may be forked, and keep it so; all engines are held by then."""
 
     def go_on_after_fork(self) -> None:  # noqa: B027
-        """End in the parent what `hold_for_fork` began."""
+        """End in the parent what these two began."""
 
     def abandon(self) -> list[Any]:
         """Forget all connections in the child of a fork; return what must not be closed here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -31,6 +31,8 @@ STEP: Final = 50
 """Pages given back to the system in one transaction, for which others wait."""
 SPARE: Final = 0.2
 """Share of the file that stays free, for what is deleted now makes room for what is added next."""
+FORK_PATIENCE: Final = 10.0
+"""Seconds for which a fork is put off while another thread is within SQLite."""
 APPLICATION_ID: Final = 0x72756E71
 """`runq`, in the SQLite file's header: tells our files from other programs'."""
 
@@ -48,23 +50,27 @@ class Sqlite(base.Engine):
         super().__init__(database, url)
         self.transfer = SqliteTransfer(database)
         self._doorbell = SqliteDoorbell(self.bell)
+        self._outside: Callable[..., Any] = guard.inside
+        if isinstance(database, Database):
+            self._outside = database.outside_of_transactions
 
     def clock(self) -> clock.Clock:
         return clock.system_clock
 
     def rows(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         state = self.database._state  # type: ignore[attr-defined]
-        if state.transactions:
+        if state.transactions and guard.is_writing():
             # Past Peewee's wrapping of each cursor and error, a third of a small statement.
             found: list[tuple[Any, ...]] = state.conn.execute(sql, parameters).fetchall()
             return found
-        return guard.inside(super().rows, sql, parameters)
+        read: list[tuple[Any, ...]] = self._outside(super().rows, sql, parameters)
+        return read
 
     def change(self, sql: str, parameters: Sequence[Any]) -> int:
         state = self.database._state  # type: ignore[attr-defined]
-        if state.transactions:
+        if state.transactions and guard.is_writing():
             return int(state.conn.execute(sql, parameters).rowcount)
-        return super().change(sql, parameters)
+        return int(self._outside(super().change, sql, parameters))
 
     def as_list(self, texts: Sequence[str]) -> Any:
         return json.dumps(texts)
@@ -180,7 +186,11 @@ class Sqlite(base.Engine):
         if isinstance(self.database, Database):
             self.database.hold_for_fork()
 
+    def wait_for_fork(self) -> None:
+        guard.hold(FORK_PATIENCE)
+
     def go_on_after_fork(self) -> None:
+        guard.go_on()
         if isinstance(self.database, Database):
             self.database.go_on_after_fork()
 
@@ -190,7 +200,6 @@ class Sqlite(base.Engine):
         inherited = [self._doorbell.abandon()]
         if not database.is_closed():
             inherited.append(database.connection())
-        guard.renew()
         # Another thread of the parent may have held it at the fork, and is not here to let go.
         database._lock = threading.Lock()  # type: ignore[attr-defined]
         if isinstance(database, Database):

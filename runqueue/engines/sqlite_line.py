@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 try:
     import fcntl
@@ -34,8 +34,12 @@ class Line:
 
     The lock is a `flock` of the file's directory. It ends with the process that has it, needs no
     file of its own, and does not touch the locks on the file itself, all of which would end when
-    any handle of it was closed. One thread of a process uses the line at a time.
+    any handle of it was closed. One thread of a process uses the line of a file at a time.
     """
+
+    _within: ClassVar = threading.local()
+    """The directories where this thread has the turn: for another file there it would wait
+    behind itself."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -47,18 +51,21 @@ class Line:
 
     def enter(self, limit: float) -> None:
         """Wait for one's turn, but not for more than some seconds."""
-        if self._is_asking or not self._opens():
+        if self._is_asking or self._directory in self._places() or not self._opens():
             return  # who is ahead does not move, and this process is waiting behind already
         try:
             if not self._gets_it_soon(limit) and limit > 0:
                 self._wait_for(min(limit, PATIENCE))
         except OSError:
-            pass  # the file system has no such locks
+            return  # the file system has no such locks
+        if self._is_had:
+            self._places().add(self._directory)
 
     def leave(self) -> None:
         """Let the next one in, if this one is in."""
         if self._is_had:
             self._is_had = False
+            self._places().discard(self._directory)
             fcntl.flock(self._handle, fcntl.LOCK_UN)
 
     def close(self) -> None:
@@ -67,10 +74,18 @@ class Line:
             self._handle = _NONE
             self._closing()
 
-    def abandon(self) -> None:
-        """In the child of a fork: close what would keep the parent's turn beyond its death."""
+    def renewed(self) -> Line:
+        """In the child of a fork: return one's own, and close what is the parent's.
+
+        Or the child would keep the parent's turn beyond its death.
+        """
         if self._handle != _NONE:
             self._closing()
+        return Line(self._directory)
+
+    def _places(self) -> set[Path]:
+        places: set[Path] = self._within.__dict__.setdefault("places", set())
+        return places
 
     def _opens(self) -> bool:
         if self._handle == _NONE and fcntl is not None:
@@ -95,15 +110,17 @@ class Line:
 
     def _wait_for(self, seconds: float) -> None:
         with self._asked:
+            # A flock knows no limit, so this is another thread's, who is left to wait.
+            asker = threading.Thread(target=self._ask, name="runqueue-line", daemon=True)
             self._is_asking = self._is_wanted = True
             try:
-                # A flock knows no limit, so this is another thread's, who is left to wait.
-                threading.Thread(target=self._ask, name="runqueue-line", daemon=True).start()
+                asker.start()
                 self._asked.wait_for(lambda: not self._is_asking, seconds)
-            except RuntimeError:  # no thread can be started any more
-                self._is_asking, self._is_wanted = False, False
-                return
+            except RuntimeError:
+                pass  # no thread can be started any more
             finally:
+                if asker.ident is None:
+                    self._is_asking = self._is_wanted = False
                 self._is_had = self._is_wanted and not self._is_asking
                 self._is_wanted = False
 

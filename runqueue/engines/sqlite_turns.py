@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import threading
@@ -22,6 +23,8 @@ JOURNAL_LIMIT: Final = 8 * 1024 * 1024
 """Bytes that the write-ahead log keeps on the disk when all of it is in the database."""
 SLOW_WRITER: Final = 0.1
 """Seconds of waiting after which it is the writer that is slow, whom trying would only disturb."""
+LOOK: Final = 0.1
+"""Seconds after which who waits for another thread looks whether that is still alive."""
 _PRAGMAS: Final = {
     # WAL with FULL syncs each commit: NORMAL loses acknowledged runs in a power cut.
     "synchronous": "full",
@@ -45,8 +48,8 @@ class Database(peewee.SqliteDatabase):
     def __init__(self, path: Path, busy_timeout: float) -> None:
         self.path = path
         self.busy_timeout = busy_timeout
-        self._line = Line(path.parent)
-        self.renew_turn()
+        self._line = Line(Path(os.path.realpath(path)).parent)
+        self._begin_turns()
         super().__init__(
             # Never created here: a file that went away must not come back empty and open.
             f"file:{quote(str(path))}?mode=rw",
@@ -56,20 +59,30 @@ class Database(peewee.SqliteDatabase):
             timeout=0,
         )
 
-    def _connect(self) -> sqlite3.Connection:
-        connect = super()._connect  # type: ignore[misc]
-        connection: sqlite3.Connection = guard.inside(self._patiently, connect)
-        return connection
-
-    def _close(self, conn: sqlite3.Connection) -> None:
-        guard.inside(super()._close, conn)  # type: ignore[misc]
+    def _begin_turns(self) -> None:
+        self._turn = threading.Lock()
+        self._writer: threading.Thread | None = None
+        self._burying = threading.Lock()
+        self._is_held = False
 
     def renew_turn(self) -> None:
         """Forget who waits or writes: in the child of a fork they are not there."""
-        self._turn = threading.Lock()
-        self._writer: int | None = None
-        self._line.abandon()
-        self._line = Line(self.path.parent)
+        self._begin_turns()
+        self._line = self._line.renewed()
+
+    def connect(self, reuse_if_open: bool = False) -> bool:
+        # The guard is outside of Peewee's lock: who is within SQLite may be waiting for that.
+        return bool(guard.inside(super().connect, reuse_if_open))
+
+    def _connect(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection = self._patiently(super()._connect)  # type: ignore[misc]
+        return connection
+
+    def close(self) -> bool:
+        try:
+            return bool(guard.inside(super().close))
+        finally:
+            self._settle()
 
     def close_line(self) -> None:
         """Give up what the turns need, unless somebody writes; it is opened again when needed."""
@@ -78,64 +91,102 @@ class Database(peewee.SqliteDatabase):
             self._turn.release()
 
     def begin(self, lock_type: str | None = None) -> None:
-        # Of a process one thread at a time: a hundred that try together keep the one that writes
-        # from ever getting the interpreter to finish.
-        began = time.monotonic()
-        if not self._turn.acquire(timeout=self.busy_timeout):
-            raise peewee.OperationalError("database is locked")
+        if lock_type is not None and lock_type.upper() == "DEFERRED":  # a caller's, to read
+            self._patiently(guard.inside, super().begin, lock_type)
+            return
+        until = time.monotonic() + self.busy_timeout
+        is_first = self._writer is not threading.current_thread()
         try:
-            self._writer = threading.get_ident()
-            guard.begins_writing()
-            self._line.enter(began + self.busy_timeout - time.monotonic())
-            self._patiently(super().begin, lock_type)
+            self._take_turn(until)
+            self._patiently(super().begin, lock_type, until=until)
         except BaseException:
-            self._ends_writing()
+            if is_first and self._is_within():  # it has begun, and then came an interrupt
+                super().rollback()
+            self._settle()
             raise
 
+    def _take_turn(self, until: float) -> None:
+        if self._writer is threading.current_thread():
+            return  # an interrupt came before it could be given back
+        # Of a process one thread at a time: a hundred that try together keep the one that writes
+        # from ever getting the interpreter to finish.
+        while not self._turn.acquire(timeout=max(0.0, min(LOOK, until - time.monotonic()))):
+            self._end_turn_of_the_dead()
+            if time.monotonic() >= until:
+                raise peewee.OperationalError("database is locked")
+        self._writer = threading.current_thread()
+        guard.begins_writing()
+        self._line.enter(until - time.monotonic())
+
     def commit(self) -> Any:
-        done = super().commit()
-        self._ends_writing()
-        return done
+        try:
+            return super().commit()
+        except Exception:
+            raise  # Peewee undoes it
+        except BaseException:
+            # An interrupt, mostly while the disk takes the commit, which then is made.
+            if self._is_within():
+                super().rollback()
+            raise
+        finally:
+            self._settle()
 
     def rollback(self) -> Any:
         try:
             return super().rollback()
         finally:
-            self._ends_writing()
+            self._settle()
 
-    def _ends_writing(self) -> None:
-        if self._writer == threading.get_ident():
+    def _settle(self) -> None:
+        """Give this thread's turn back, unless SQLite is still within its transaction."""
+        if self._writer is threading.current_thread() and not self._is_within():
+            self._end_turn()
+
+    def _is_within(self) -> bool:
+        state = self._state  # type: ignore[attr-defined]
+        return not state.closed and bool(state.conn.in_transaction)
+
+    def _end_turn_of_the_dead(self) -> None:
+        with self._burying:  # of several that see it, one
+            if self._writer is not None and not self._writer.is_alive():
+                self._end_turn()
+
+    def _end_turn(self) -> None:
+        if self._writer is not None and self._writer.ident is not None:
+            self._line.leave()
+            guard.ends_writing(self._writer.ident)
             self._writer = None
-            try:
-                self._line.leave()
-            finally:
-                guard.ends_writing()
-                self._turn.release()
+            self._turn.release()
 
     def hold_for_fork(self) -> None:
-        """Let no thread be within SQLite while the process is forked."""
-        is_mine = self._writer == threading.get_ident()
-        self._has_turn = not is_mine and self._turn.acquire(timeout=self.busy_timeout)
-        guard.hold(self.busy_timeout)
+        """Let no other thread begin to write."""
+        if self._writer is not threading.current_thread():
+            self._is_held = self._turn.acquire(timeout=self.busy_timeout)
 
     def go_on_after_fork(self) -> None:
         """In the parent: end what `hold_for_fork` began."""
-        guard.go_on()
-        if self._has_turn:
+        if self._is_held:
+            self._is_held = False
             self._turn.release()
 
     def execute_sql(self, sql: str, params: Sequence[Any] | None = None) -> Any:
-        if self.in_transaction():
+        if self.in_transaction() or guard.is_inside():
             return super().execute_sql(sql, params)
-        return guard.inside(self._patiently, super().execute_sql, sql, params)
+        return self.outside_of_transactions(super().execute_sql, sql, params)
 
-    def _patiently(self, call: Callable[..., T], *args: Any) -> T:
+    def outside_of_transactions(self, call: Callable[..., T], *args: Any) -> T:
+        """Call what executes statements, and again while somebody else has what they need."""
+        done: T = self._patiently(guard.inside, call, *args)
+        return done
+
+    def _patiently(self, call: Callable[..., T], *args: Any, until: float | None = None) -> T:
         began = time.monotonic()
+        last = began + self.busy_timeout if until is None else until
         while True:
             try:
                 return call(*args)
             except (peewee.OperationalError, sqlite3.OperationalError) as error:
-                if not _is_busy(error) or time.monotonic() - began >= self.busy_timeout:
+                if not _is_busy(error) or time.monotonic() >= last:
                     raise
             time.sleep(_pause(time.monotonic() - began))
 

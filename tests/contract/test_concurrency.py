@@ -216,44 +216,6 @@ def test_a_hundred_threads_enqueue_at_once_and_none_is_refused(queue: Queue) -> 
     assert count(queue, "runs") == 200
 
 
-def test_a_fork_waits_for_a_thread_that_reads(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The child would inherit a lock of SQLite's allocator, and wait for it for ever."""
-    if queue.store.engine.is_shared:
-        pytest.skip("a server's driver has no such lock")
-    reading, forking = threading.Event(), threading.Event()
-    order: list[str] = []
-    wait_for = threading.Condition.wait_for
-
-    def hold(waiting: threading.Condition, is_so: Callable[[], bool], *args: Any) -> bool:
-        if not is_so():
-            forking.set()
-        return wait_for(waiting, is_so, *args)
-
-    def pause() -> int:
-        reading.set()
-        forking.wait(LONG)
-        order.append("read")
-        return 1
-
-    def read() -> list[tuple[Any, ...]]:
-        queue.database.connection().create_function("pause", 0, pause)
-        return queue.store.engine.rows("SELECT pause()", ())
-
-    with in_background(read, queue) as found:
-        assert reading.wait(LONG)
-        monkeypatch.setattr(threading.Condition, "wait_for", hold)
-        if (child := os.fork()) == 0:
-            os._exit(0)
-        order.append("forked")
-        assert os.waitpid(child, 0)[1] == 0
-        forking.set()
-        assert found.result(LONG) == [(1,)]
-    assert order == ["read", "forked"]
-    assert queue.get(queue.enqueue("by the parent").run_id).status == Status.PENDING
-
-
 def test_a_fork_waits_for_a_thread_that_writes(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,14 +24,12 @@ SHORT = 0.02
 @contextmanager
 def kept(place: Path) -> Iterator[None]:
     """Somebody else has the turn, and does not move."""
-    other = Line(place)
-    other.enter(LONG)
-    assert is_taken(place)
+    other = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(other, fcntl.LOCK_EX)
     try:
         yield
     finally:
-        other.leave()
-        other.close()
+        os.close(other)
 
 
 def is_taken(place: Path) -> bool:
@@ -78,8 +76,11 @@ def test_one_has_the_turn_until_it_leaves(line: Line, tmp_path: Path) -> None:
     assert not is_taken(tmp_path)
 
 
-def test_who_waits_gets_the_turn_of_who_leaves(line: Line, tmp_path: Path) -> None:
+def test_who_waits_gets_the_turn_of_who_leaves(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And is not left behind by the thread that waited for it."""
+    monkeypatch.setattr(sqlite_line, "PATIENCE", LONG)
     waits = asking(line)
     with kept(tmp_path):
         waiting = threading.Thread(target=line.enter, args=(LONG,))
@@ -100,7 +101,9 @@ def test_behind_a_frozen_one_nobody_waits_twice(
         line.enter(LONG)
         assert line._is_asking
         line.leave()
-        line.enter(LONG)
+        with monkeypatch.context() as refused:
+            refused.setattr(fcntl, "flock", lambda *_: pytest.fail("it asks again"))
+            line.enter(LONG)
         line.leave()
         line.close()
         assert line._is_asking
@@ -138,6 +141,21 @@ def test_an_interrupted_wait_gives_up(
     assert not is_taken(tmp_path)
 
 
+def test_nobody_waits_behind_itself(line: Line, tmp_path: Path) -> None:
+    """A thread that writes to two files of one directory within each other has the turn."""
+    other = Line(tmp_path)
+    other.enter(LONG)
+    line.enter(LONG)
+    assert not line._is_asking
+    line.leave()
+    assert is_taken(tmp_path)
+    other.leave()
+    assert not is_taken(tmp_path)
+    line.enter(LONG)
+    assert is_taken(tmp_path)
+    other.close()
+
+
 @pytest.mark.parametrize("failure", ["no thread", "no such lock", "may not be read"])
 def test_where_there_is_no_line_everybody_goes_on(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
@@ -173,8 +191,11 @@ def test_a_run_is_added_although_somebody_in_the_line_is_frozen(
         end_of_asking(queue.database._line)
 
 
-def test_threads_and_processes_of_one_file_write_in_the_same_line(tmp_path: Path) -> None:
+def test_threads_and_processes_of_one_file_write_in_the_same_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two queues stand for two processes: neither knows of the other but by the file."""
+    monkeypatch.setattr(sqlite_line, "PATIENCE", LONG)
     url = f"sqlite:///{tmp_path / 'queue.db'}"
     with runqueue.connect(url) as one, runqueue.connect(url) as other:
         waits = asking(other.database._line)
