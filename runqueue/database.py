@@ -323,16 +323,18 @@ class Transaction:
         if store.engine.is_shared:
             self._ready = store.ready()
             self._ready.__enter__()
-        self._is_outermost = not database.in_transaction()
-        begin = database.transaction if self._is_outermost else database.atomic
+        is_first = not database.in_transaction()
+        # One that was begun by hand is the caller's, too.
+        self._is_outermost = is_first and not store.engine.is_within()
+        begin = database.transaction if is_first else database.atomic
         self._atomic = begin(*store.engine.begin)
         try:
             self._atomic.__enter__()
+            within.wakes = self._wakes = set[Wake]()
+            within.verb = True
         except BaseException as error:
             self._give_up(error)
             raise
-        within.wakes = self._wakes = set[Wake]()
-        within.verb = True
 
     def __exit__(
         self,
@@ -357,8 +359,12 @@ class Transaction:
     def _give_up(self, error: BaseException) -> None:
         try:
             # An interrupt came while it was begun or ended.
-            if self._is_outermost and self._store.database.in_transaction():
+            if not self._is_outermost:
+                pass
+            elif self._store.database.in_transaction():
                 self._atomic.__exit__(type(error), error, error.__traceback__)
+            else:
+                self._store.engine.undo()
         finally:
             self._leave(error)
 
@@ -389,8 +395,6 @@ def _before_fork() -> None:
     for engine in [store.engine for store in _opened]:
         _held.append(engine)  # first, for an interrupt may end the waiting
         engine.hold_for_fork()
-    for engine in _held:
-        engine.wait_for_fork()
 
 
 def _after_fork_in_parent() -> None:

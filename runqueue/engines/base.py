@@ -206,6 +206,13 @@ class Engine(ABC):
         """Whether the connection that this thread has was ended by the server."""
         return False
 
+    def is_within(self) -> bool:
+        """Whether this thread's connection is in a transaction that Peewee may not know of."""
+        return False
+
+    def undo(self) -> None:  # noqa: B027
+        """Undo what an interrupt left open, if Peewee does not know of it any more."""
+
     def settle_in(self) -> None:  # noqa: B027
         """Do what is due once the database is known to be runqueue's."""
 
@@ -216,13 +223,10 @@ class Engine(ABC):
         """Give up connections that no thread uses."""
 
     def hold_for_fork(self) -> None:  # noqa: B027
-        """Let no other thread begin to write."""
-
-    def wait_for_fork(self) -> None:  # noqa: B027
-        """Wait until the process may be forked, and keep it so; all engines are held by then."""
+        """Wait until the process may be forked, and keep it so."""
 
     def go_on_after_fork(self) -> None:  # noqa: B027
-        """End in the parent what these two began."""
+        """End in the parent what `hold_for_fork` began."""
 
     def abandon(self) -> list[Any]:
         """Forget all connections in the child of a fork; return what must not be closed here."""

@@ -169,6 +169,14 @@ class Sqlite(base.Engine):
         if pages == done:
             self.database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
+    def is_within(self) -> bool:
+        state = self.database._state  # type: ignore[attr-defined]
+        return not state.closed and bool(state.conn.in_transaction)
+
+    def undo(self) -> None:
+        if isinstance(self.database, Database):
+            self.database.undo()
+
     def settle_in(self) -> None:
         if isinstance(self.database, Database):
             close_to_the_world(self.database.path)
@@ -183,16 +191,10 @@ class Sqlite(base.Engine):
             self.database.close_line()
 
     def hold_for_fork(self) -> None:
-        if isinstance(self.database, Database):
-            self.database.hold_for_fork()
-
-    def wait_for_fork(self) -> None:
         guard.hold(FORK_PATIENCE)
 
     def go_on_after_fork(self) -> None:
         guard.go_on()
-        if isinstance(self.database, Database):
-            self.database.go_on_after_fork()
 
     def abandon(self) -> list[Any]:
         database = self.database

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -27,21 +26,31 @@ class ForkGuard:
 
     def renew(self) -> None:
         """Forget who is within: in the child of a fork they are not there."""
-        self._writers = Counter[int]()
+        self._writers: dict[int, int] = {}
         self._inside: set[int] = set()
         self._left = threading.Condition()
         self._forker: int | None = None
+        self._may_begin = threading.Event()
         self._may_enter = threading.Event()
-        self._may_enter.set()
+        self.go_on()
 
     def begins_writing(self) -> None:
-        """Note that this thread is in a transaction, until `ends_writing`, once for each."""
-        self._writers[threading.get_ident()] += 1
+        """Note that this thread is in a transaction, until `ends_writing`, once for each.
+
+        Not while the process is to be forked, but for a thread that is in one already: the
+        fork waits for its end.
+        """
+        me = threading.get_ident()
+        self._writers[me] = self._writers.get(me, 0) + 1
+        while self._writers[me] == 1 and me != self._forker and not self._may_begin.is_set():
+            self.ends_writing(me)
+            self._may_begin.wait()
+            self._writers[me] = 1
 
     def ends_writing(self, thread: int) -> None:
-        self._writers[thread] -= 1
-        if self._writers[thread] <= 0:
-            del self._writers[thread]
+        left = self._writers.pop(thread, 0) - 1
+        if left > 0:
+            self._writers[thread] = left
         self._tell()
 
     def is_writing(self) -> bool:
@@ -77,21 +86,32 @@ class ForkGuard:
                 self._left.notify_all()
 
     def hold(self, patience: float) -> None:
-        """Wait until no other thread is within SQLite, and let none enter to read.
+        """Wait until no other thread is within SQLite, and let none in.
 
-        Who is to write must be kept out before. Waits for at most some `patience` seconds.
+        Waits for transactions, and then for what only reads, some `patience` seconds at most.
         """
-        me = self._forker = threading.get_ident()  # before looking: who leaves then will tell
+        me = threading.get_ident()
+        if self._forker == me:
+            return  # for another database
+        self._may_begin.clear()
+        self._forker = me  # before looking who is there: who leaves after that will tell
         with self._left:
             # First who writes, which may take long, and may need others to be able to read.
-            self._left.wait_for(lambda: not self._writers.keys() - {me}, patience)
+            self._left.wait_for(lambda: not _alive(self._writers) - {me}, patience)
             self._may_enter.clear()
-            self._left.wait_for(lambda: not self._inside - {me}, patience)
+            self._left.wait_for(lambda: not _alive(self._inside) - {me}, patience)
 
     def go_on(self) -> None:
         """In the parent: end what `hold` began."""
         self._forker = None
         self._may_enter.set()
+        self._may_begin.set()
+
+
+def _alive(threads: Iterable[int]) -> set[int]:
+    """Those that did not end within a transaction, which is undone then."""
+    there = {thread.ident for thread in threading.enumerate()}
+    return {thread for thread in list(threads) if thread in there}
 
 
 guard: Final = ForkGuard()

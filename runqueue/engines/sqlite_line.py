@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 try:
     import fcntl
@@ -25,6 +25,16 @@ QUICK_PAUSE: Final = (0.00005, 0.0003)
 _NONE: Final = -1
 
 
+class _Places(threading.local):
+    """Where this thread has the turn: for another file there it would wait behind itself."""
+
+    def __init__(self) -> None:
+        self.had: set[Path] = set()
+
+
+_places: Final = _Places()
+
+
 class Line:
     """A lock of the kernel's, which those who wait get one after the other.
 
@@ -37,10 +47,6 @@ class Line:
     any handle of it was closed. One thread of a process uses the line of a file at a time.
     """
 
-    _within: ClassVar = threading.local()
-    """The directories where this thread has the turn: for another file there it would wait
-    behind itself."""
-
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._handle = _NONE
@@ -51,7 +57,7 @@ class Line:
 
     def enter(self, limit: float) -> None:
         """Wait for one's turn, but not for more than some seconds."""
-        if self._is_asking or self._directory in self._places() or not self._opens():
+        if self._is_asking or self._directory in _places.had or not self._opens():
             return  # who is ahead does not move, and this process is waiting behind already
         try:
             if not self._gets_it_soon(limit) and limit > 0:
@@ -59,13 +65,13 @@ class Line:
         except OSError:
             return  # the file system has no such locks
         if self._is_had:
-            self._places().add(self._directory)
+            _places.had.add(self._directory)
 
     def leave(self) -> None:
         """Let the next one in, if this one is in."""
         if self._is_had:
             self._is_had = False
-            self._places().discard(self._directory)
+            _places.had.discard(self._directory)
             fcntl.flock(self._handle, fcntl.LOCK_UN)
 
     def close(self) -> None:
@@ -81,11 +87,8 @@ class Line:
         """
         if self._handle != _NONE:
             self._closing()
+        _places.had.clear()
         return Line(self._directory)
-
-    def _places(self) -> set[Path]:
-        places: set[Path] = self._within.__dict__.setdefault("places", set())
-        return places
 
     def _opens(self) -> bool:
         if self._handle == _NONE and fcntl is not None:

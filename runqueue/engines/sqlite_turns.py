@@ -63,7 +63,6 @@ class Database(peewee.SqliteDatabase):
         self._turn = threading.Lock()
         self._writer: threading.Thread | None = None
         self._burying = threading.Lock()
-        self._is_held = False
 
     def renew_turn(self) -> None:
         """Forget who waits or writes: in the child of a fork they are not there."""
@@ -95,14 +94,17 @@ class Database(peewee.SqliteDatabase):
             self._patiently(guard.inside, super().begin, lock_type)
             return
         until = time.monotonic() + self.busy_timeout
-        is_first = self._writer is not threading.current_thread()
+        me = threading.current_thread()
+        had_turn, was_within = self._writer is me, self._is_within()
         try:
             self._take_turn(until)
             self._patiently(super().begin, lock_type, until=until)
         except BaseException:
-            if is_first and self._is_within():  # it has begun, and then came an interrupt
-                super().rollback()
-            self._settle()
+            if was_within:  # by a BEGIN of a caller's own, which goes on without a turn
+                if not had_turn and self._writer is me:
+                    self._end_turn()
+            else:
+                self.undo()
             raise
 
     def _take_turn(self, until: float) -> None:
@@ -137,6 +139,13 @@ class Database(peewee.SqliteDatabase):
         finally:
             self._settle()
 
+    def undo(self) -> None:
+        """Roll back what this thread has begun and Peewee does not know of."""
+        if self._is_within():
+            self.rollback()
+        else:
+            self._settle()
+
     def _settle(self) -> None:
         """Give this thread's turn back, unless SQLite is still within its transaction."""
         if self._writer is threading.current_thread() and not self._is_within():
@@ -148,26 +157,22 @@ class Database(peewee.SqliteDatabase):
 
     def _end_turn_of_the_dead(self) -> None:
         with self._burying:  # of several that see it, one
-            if self._writer is not None and not self._writer.is_alive():
+            writer = self._writer
+            if writer is not None and not writer.is_alive():
                 self._end_turn()
 
     def _end_turn(self) -> None:
-        if self._writer is not None and self._writer.ident is not None:
+        writer = self._writer
+        if writer is None or writer.ident is None:
+            return
+        try:
             self._line.leave()
-            guard.ends_writing(self._writer.ident)
-            self._writer = None
-            self._turn.release()
-
-    def hold_for_fork(self) -> None:
-        """Let no other thread begin to write."""
-        if self._writer is not threading.current_thread():
-            self._is_held = self._turn.acquire(timeout=self.busy_timeout)
-
-    def go_on_after_fork(self) -> None:
-        """In the parent: end what `hold_for_fork` began."""
-        if self._is_held:
-            self._is_held = False
-            self._turn.release()
+        finally:
+            try:
+                guard.ends_writing(writer.ident)
+            finally:
+                self._writer = None
+                self._turn.release()
 
     def execute_sql(self, sql: str, params: Sequence[Any] | None = None) -> Any:
         if self.in_transaction() or guard.is_inside():

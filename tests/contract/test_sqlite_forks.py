@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -117,20 +118,19 @@ def test_the_thread_that_forks_may_look_meanwhile(queue: Queue) -> None:
         assert len(queue.find()) == 1
 
 
-@pytest.mark.parametrize("step", ["hold_for_fork", "wait_for_fork"])
 def test_an_interrupted_fork_leaves_everything_open(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch, step: str
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python goes on after what is done before a fork, whatever came of that."""
     engine = type(queue.store.engine)
-    original = getattr(engine, step)
+    original = engine.hold_for_fork
 
     def interrupt(one: Any) -> None:
         original(one)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(engine, step, interrupt)
+        interrupted.setattr(engine, "hold_for_fork", interrupt)
         with pytest.raises(KeyboardInterrupt):
             database._before_fork()
     database._after_fork_in_parent()
@@ -138,25 +138,56 @@ def test_an_interrupted_fork_leaves_everything_open(
         assert added.result(LONG).status == "pending"
 
 
-def test_all_writers_are_waited_for_before_readers_are_kept_out(
+def test_who_is_in_a_transaction_may_begin_another_while_the_fork_waits_for_its_end(
     queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who writes to one file may have to read another before it can end."""
-    steps: list[str] = []
-    with runqueue.connect(f"sqlite:///{tmp_path / 'other.db'}"):
-        for name in ("hold_for_fork", "wait_for_fork"):
-            step = getattr(type(queue.store.engine), name)
+    """And whoever is in none waits: there would be no end of them."""
+    begun, forking = threading.Event(), threading.Event()
 
-            def noted(engine: Any, name: str = name, step: Any = step) -> None:
-                steps.append(name)
-                step(engine)
+    def hold(waiting: threading.Condition, is_so: Callable[[], bool], *_: Any) -> bool:
+        while not is_so():
+            forking.set()
+            assert waiting.wait(LONG), "nobody tells that the thread has left"
+        return True
 
-            monkeypatch.setattr(type(queue.store.engine), name, noted)
+    with runqueue.connect(f"sqlite:///{tmp_path / 'other.db'}") as other:
+
+        def write() -> str:
+            with queue.database.atomic():
+                begun.set()
+                assert forking.wait(LONG)
+                return other.enqueue("within").status
+
+        with in_background(write, queue, other) as written:
+            assert begun.wait(LONG)
+            with monkeypatch.context() as patched:
+                patched.setattr(threading.Condition, "wait_for", hold)
+                database._before_fork()
+            with in_background(lambda: queue.enqueue("after"), queue) as later:
+                assert written.result(LONG) == "pending"
+                assert not later.done()
+                database._after_fork_in_parent()
+                assert later.result(LONG).status == "pending"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_fork_does_not_wait_for_a_thread_that_is_no_more(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had begun is undone with its connection."""
+    ended = threading.Thread(target=queue.database.begin)
+    ended.start()
+    ended.join(LONG)
+    gc.collect()  # the connection
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            threading.Condition, "wait", lambda *_: pytest.fail("it waits for the thread")
+        )
         with held():
             pass
-    number = len(steps) // 2
-    assert number >= 2
-    assert steps == ["hold_for_fork"] * number + ["wait_for_fork"] * number
+    with in_background(lambda: queue.enqueue("y"), queue) as added:
+        assert added.result(LONG).status == "pending"
 
 
 def test_who_writes_to_two_files_is_a_writer_until_both_have_ended(

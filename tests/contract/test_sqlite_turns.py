@@ -14,7 +14,7 @@ import peewee
 import pytest
 
 import runqueue
-from runqueue import Queue, StorageBusy
+from runqueue import Queue, StorageBusy, StorageError
 from tests.helpers import LONG, in_background
 
 
@@ -84,4 +84,17 @@ def test_a_transaction_that_only_reads_keeps_nobody_from_writing(queue: Queue) -
         assert queue.database.execute_sql("SELECT count(*) FROM runs").fetchone() == (1,)
         with in_background(lambda: queue.enqueue("y"), queue) as added:
             assert added.result(LONG).status == "pending"
+    everybody_writes(queue)
+
+
+@pytest.mark.parametrize("begin", ["BEGIN", "BEGIN DEFERRED", "BEGIN IMMEDIATE"])
+def test_a_verb_leaves_a_transaction_alone_that_was_begun_by_hand(queue: Queue, begin: str) -> None:
+    """It cannot be part of what Peewee does not know of, and must not undo it either."""
+    (run,) = queue.find()
+    queue.database.execute_sql(begin)
+    queue.database.execute_sql("UPDATE runs SET priority = 7")
+    with pytest.raises(StorageError):
+        queue.enqueue("y")
+    queue.database.execute_sql("COMMIT")
+    assert queue.get(run.run_id).priority == 7
     everybody_writes(queue)
