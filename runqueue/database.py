@@ -323,10 +323,8 @@ class Transaction:
         if store.engine.is_shared:
             self._ready = store.ready()
             self._ready.__enter__()
-        is_first = not database.in_transaction()
-        # One that was begun by hand is the caller's, too.
-        self._is_outermost = is_first and not store.engine.is_within()
-        begin = database.transaction if is_first else database.atomic
+        self._is_outermost = not database.in_transaction()
+        begin = database.transaction if self._is_outermost else database.atomic
         self._atomic = begin(*store.engine.begin)
         try:
             self._atomic.__enter__()
@@ -358,13 +356,12 @@ class Transaction:
 
     def _give_up(self, error: BaseException) -> None:
         try:
-            # An interrupt came while it was begun or ended.
-            if not self._is_outermost:
-                pass
-            elif self._store.database.in_transaction():
-                self._atomic.__exit__(type(error), error, error.__traceback__)
-            else:
-                self._store.engine.undo()
+            # Peewee undoes it for an error, but not for an interrupt while it begins or ends.
+            if self._is_outermost and not isinstance(error, Exception):
+                if self._store.database.in_transaction():
+                    self._atomic.__exit__(type(error), error, error.__traceback__)
+                else:
+                    self._store.engine.undo()
         finally:
             self._leave(error)
 

@@ -206,10 +206,6 @@ class Engine(ABC):
         """Whether the connection that this thread has was ended by the server."""
         return False
 
-    def is_within(self) -> bool:
-        """Whether this thread's connection is in a transaction that Peewee may not know of."""
-        return False
-
     def undo(self) -> None:  # noqa: B027
         """Undo what an interrupt left open, if Peewee does not know of it any more."""
 

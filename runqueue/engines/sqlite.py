@@ -51,6 +51,7 @@ class Sqlite(base.Engine):
         self.transfer = SqliteTransfer(database)
         self._doorbell = SqliteDoorbell(self.bell)
         self._outside: Callable[..., Any] = guard.inside
+        self._is_ours = isinstance(database, Database)
         if isinstance(database, Database):
             self._outside = database.outside_of_transactions
 
@@ -59,7 +60,7 @@ class Sqlite(base.Engine):
 
     def rows(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         state = self.database._state  # type: ignore[attr-defined]
-        if state.transactions and guard.is_writing():
+        if self._is_ours and state.transactions:
             # Past Peewee's wrapping of each cursor and error, a third of a small statement.
             found: list[tuple[Any, ...]] = state.conn.execute(sql, parameters).fetchall()
             return found
@@ -68,7 +69,7 @@ class Sqlite(base.Engine):
 
     def change(self, sql: str, parameters: Sequence[Any]) -> int:
         state = self.database._state  # type: ignore[attr-defined]
-        if state.transactions and guard.is_writing():
+        if self._is_ours and state.transactions:
             return int(state.conn.execute(sql, parameters).rowcount)
         return int(self._outside(super().change, sql, parameters))
 
@@ -168,10 +169,6 @@ class Sqlite(base.Engine):
         _, pages, done = self.database.execute_sql("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if pages == done:
             self.database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-
-    def is_within(self) -> bool:
-        state = self.database._state  # type: ignore[attr-defined]
-        return not state.closed and bool(state.conn.in_transaction)
 
     def undo(self) -> None:
         if isinstance(self.database, Database):

@@ -53,10 +53,6 @@ class ForkGuard:
             self._writers[thread] = left
         self._tell()
 
-    def is_writing(self) -> bool:
-        """Whether this thread is in a transaction."""
-        return threading.get_ident() in self._writers
-
     def is_inside(self) -> bool:
         """Whether this thread is within `inside`."""
         return threading.get_ident() in self._inside
@@ -97,9 +93,9 @@ class ForkGuard:
         self._forker = me  # before looking who is there: who leaves after that will tell
         with self._left:
             # First who writes, which may take long, and may need others to be able to read.
-            self._left.wait_for(lambda: not _alive(self._writers) - {me}, patience)
+            self._left.wait_for(lambda: not alive(self._writers) - {me}, patience)
             self._may_enter.clear()
-            self._left.wait_for(lambda: not _alive(self._inside) - {me}, patience)
+            self._left.wait_for(lambda: not alive(self._inside) - {me}, patience)
 
     def go_on(self) -> None:
         """In the parent: end what `hold` began."""
@@ -108,7 +104,7 @@ class ForkGuard:
         self._may_begin.set()
 
 
-def _alive(threads: Iterable[int]) -> set[int]:
+def alive(threads: Iterable[int]) -> set[int]:
     """Those that did not end within a transaction, which is undone then."""
     there = {thread.ident for thread in threading.enumerate()}
     return {thread for thread in list(threads) if thread in there}

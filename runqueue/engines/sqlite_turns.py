@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import peewee
 
-from runqueue.engines.sqlite_forks import guard
+from runqueue.engines.sqlite_forks import alive, guard
 from runqueue.engines.sqlite_line import Line
 
 T = TypeVar("T")
@@ -25,6 +25,8 @@ SLOW_WRITER: Final = 0.1
 """Seconds of waiting after which it is the writer that is slow, whom trying would only disturb."""
 LOOK: Final = 0.1
 """Seconds after which who waits for another thread looks whether that is still alive."""
+WITHIN: Final = "within a transaction"
+"""What SQLite says when a transaction is to begin that has begun: a caller's own, by hand."""
 _PRAGMAS: Final = {
     # WAL with FULL syncs each commit: NORMAL loses acknowledged runs in a power cut.
     "synchronous": "full",
@@ -61,7 +63,7 @@ class Database(peewee.SqliteDatabase):
 
     def _begin_turns(self) -> None:
         self._turn = threading.Lock()
-        self._writer: threading.Thread | None = None
+        self._writer: int | None = None
         self._burying = threading.Lock()
 
     def renew_turn(self) -> None:
@@ -94,21 +96,20 @@ class Database(peewee.SqliteDatabase):
             self._patiently(guard.inside, super().begin, lock_type)
             return
         until = time.monotonic() + self.busy_timeout
-        me = threading.current_thread()
-        had_turn, was_within = self._writer is me, self._is_within()
+        had_turn = self._writer == threading.get_ident()
         try:
             self._take_turn(until)
             self._patiently(super().begin, lock_type, until=until)
-        except BaseException:
-            if was_within:  # by a BEGIN of a caller's own, which goes on without a turn
-                if not had_turn and self._writer is me:
-                    self._end_turn()
-            else:
-                self.undo()
+        except peewee.OperationalError as error:
+            if not had_turn or WITHIN not in str(error):
+                self._end_turn_of(threading.get_ident())
+            raise
+        except BaseException:  # an interrupt, maybe when it had begun
+            self.undo()
             raise
 
     def _take_turn(self, until: float) -> None:
-        if self._writer is threading.current_thread():
+        if self._writer == threading.get_ident():
             return  # an interrupt came before it could be given back
         # Of a process one thread at a time: a hundred that try together keep the one that writes
         # from ever getting the interpreter to finish.
@@ -116,7 +117,7 @@ class Database(peewee.SqliteDatabase):
             self._end_turn_of_the_dead()
             if time.monotonic() >= until:
                 raise peewee.OperationalError("database is locked")
-        self._writer = threading.current_thread()
+        self._writer = threading.get_ident()
         guard.begins_writing()
         self._line.enter(until - time.monotonic())
 
@@ -148,8 +149,8 @@ class Database(peewee.SqliteDatabase):
 
     def _settle(self) -> None:
         """Give this thread's turn back, unless SQLite is still within its transaction."""
-        if self._writer is threading.current_thread() and not self._is_within():
-            self._end_turn()
+        if self._writer == threading.get_ident() and not self._is_within():
+            self._end_turn_of(self._writer)
 
     def _is_within(self) -> bool:
         state = self._state  # type: ignore[attr-defined]
@@ -158,18 +159,17 @@ class Database(peewee.SqliteDatabase):
     def _end_turn_of_the_dead(self) -> None:
         with self._burying:  # of several that see it, one
             writer = self._writer
-            if writer is not None and not writer.is_alive():
-                self._end_turn()
+            if writer is not None and not alive([writer]):
+                self._end_turn_of(writer)
 
-    def _end_turn(self) -> None:
-        writer = self._writer
-        if writer is None or writer.ident is None:
+    def _end_turn_of(self, thread: int) -> None:
+        if self._writer != thread:
             return
         try:
             self._line.leave()
         finally:
             try:
-                guard.ends_writing(writer.ident)
+                guard.ends_writing(thread)
             finally:
                 self._writer = None
                 self._turn.release()

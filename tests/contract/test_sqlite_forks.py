@@ -198,5 +198,5 @@ def test_who_writes_to_two_files_is_a_writer_until_both_have_ended(
             queue.enqueue("y")
             with other.database.atomic():
                 other.enqueue("y")
-            assert guard.is_writing()
-        assert not guard.is_writing()
+            assert threading.get_ident() in guard._writers
+        assert threading.get_ident() not in guard._writers
