@@ -12,7 +12,7 @@ import pytest
 
 import runqueue
 from runqueue import Queue, StorageError
-from tests.helpers import in_background, status_of, wait_until
+from tests.helpers import in_background, wait_until
 from tests.outage.conftest import Server
 from tests.outage.processes import SLOW, Ledger, Process, Programs, check_history
 
@@ -151,8 +151,10 @@ def test_a_run_at_work_is_reported_once_the_server_is_back(
         url, "one", command=("sh", "-c", 'sh; echo "DONE x" >> ' + str(ledger.path))
     )
     gate = ledger.path.with_name("gate")
-    run = queue.enqueue(f"while [ ! -e {gate} ]; do sleep 0.02; done; echo the result")
-    wait_until(lambda: status_of(queue, run) == "running")
+    begun = ledger.path.with_name("begun")
+    run = queue.enqueue(f": >{begun}; while [ ! -e {gate} ]; do sleep 0.02; done; echo the result")
+    # Not the status: the runner, too, must have heard that it was started, to begin.
+    wait_until(begun.exists)
     server.stop("immediate")
     gate.touch()
     wait_until(lambda: ledger.has("DONE", "x"))
