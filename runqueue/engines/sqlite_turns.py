@@ -15,7 +15,7 @@ from urllib.parse import quote
 import peewee
 
 from runqueue.engines.sqlite_forks import alive, guard
-from runqueue.engines.sqlite_line import Line
+from runqueue.engines.sqlite_line import QUICK_PAUSE, Line
 
 T = TypeVar("T")
 
@@ -200,7 +200,7 @@ def _pause(waited: float) -> float:
     """Return for how many seconds to wait before the next try, at random, so no two try in step."""
     if waited > SLOW_WRITER:
         return random.uniform(0.001, 0.003)
-    return random.uniform(0.00005, 0.0003)
+    return random.uniform(*QUICK_PAUSE)
 
 
 def _is_busy(error: BaseException) -> bool:

@@ -47,18 +47,24 @@ def kept_out(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return waits
 
 
-def test_a_fork_waits_for_a_thread_that_reads(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The child would inherit a lock of SQLite's allocator, and wait for it for ever."""
-    reading, forking = threading.Event(), threading.Event()
-    order: list[str] = []
+def waits_for_others(patch: pytest.MonkeyPatch, forking: threading.Event) -> None:
+    """Have the event set when a fork has to wait, which then ends only when it is told."""
 
     def hold(waiting: threading.Condition, is_so: Callable[[], bool], *_: Any) -> bool:
         while not is_so():
             forking.set()
             assert waiting.wait(LONG), "nobody tells that the thread has left"
         return True
+
+    patch.setattr(threading.Condition, "wait_for", hold)
+
+
+def test_a_fork_waits_for_a_thread_that_reads(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child would inherit a lock of SQLite's allocator, and wait for it for ever."""
+    reading, forking = threading.Event(), threading.Event()
+    order: list[str] = []
 
     def pause() -> int:
         reading.set()
@@ -72,7 +78,7 @@ def test_a_fork_waits_for_a_thread_that_reads(
 
     with in_background(read, queue) as found:
         assert reading.wait(LONG)
-        monkeypatch.setattr(threading.Condition, "wait_for", hold)
+        waits_for_others(monkeypatch, forking)
         if (child := os.fork()) == 0:
             os._exit(0)
         order.append("forked")
@@ -144,12 +150,6 @@ def test_who_is_in_a_transaction_may_begin_another_while_the_fork_waits_for_its_
     """And whoever is in none waits: there would be no end of them."""
     begun, forking = threading.Event(), threading.Event()
 
-    def hold(waiting: threading.Condition, is_so: Callable[[], bool], *_: Any) -> bool:
-        while not is_so():
-            forking.set()
-            assert waiting.wait(LONG), "nobody tells that the thread has left"
-        return True
-
     with runqueue.connect(f"sqlite:///{tmp_path / 'other.db'}") as other:
 
         def write() -> str:
@@ -161,7 +161,7 @@ def test_who_is_in_a_transaction_may_begin_another_while_the_fork_waits_for_its_
         with in_background(write, queue, other) as written:
             assert begun.wait(LONG)
             with monkeypatch.context() as patched:
-                patched.setattr(threading.Condition, "wait_for", hold)
+                waits_for_others(patched, forking)
                 database._before_fork()
             with in_background(lambda: queue.enqueue("after"), queue) as later:
                 assert written.result(LONG) == "pending"
